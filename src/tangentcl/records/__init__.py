@@ -1,0 +1,7 @@
+"""Run records: what a run leaves on disk, written by the runner and read by reports."""
+
+from .accuracy import Accuracy
+from .record import Record, Status, find_records
+from .writer import RecordWriter
+
+__all__ = ["Accuracy", "Record", "RecordWriter", "Status", "find_records"]

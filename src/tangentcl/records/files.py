@@ -1,0 +1,150 @@
+"""Reading and atomic writing of the JSON and TOML files of a record."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from ..errors import RecordError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def plain(value: Any, where: str = "value") -> Any:
+    """The value in JSON's own types: numpy numbers and arrays unpacked, paths as text, NaN and infinity as None.
+
+    Raises:
+        RecordError: something JSON cannot hold, with its place.
+
+    >>> import numpy as np
+    >>> plain({"loss": np.float32("nan"), "counts": np.array([1, 2]), "ok": (True, None)})
+    {'loss': None, 'counts': [1, 2], 'ok': [True, None]}
+    """
+    if value is None or isinstance(value, (str, bool, int)):
+        return str(value) if isinstance(value, str) else value
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist(), where)
+    if isinstance(value, np.generic):
+        return plain(value.item(), where)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    raise RecordError(f"{where} is a {type(value).__name__}, which a record cannot hold; give numbers, text or lists")
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or all of the new one, never a part.
+
+    Raises:
+        RecordError: the file system refuses; the reason is kept.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise refused("write", path, error) from error
+
+
+def refused(action: str, path: Path, error: OSError) -> RecordError:
+    """The error for a file the system does not let us read or write, with the system's own reason."""
+    return RecordError(f"cannot {action} {path}: {error.strerror or error}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically; see `plain` for what is converted."""
+    atomic_write(path, json.dumps(plain(value, path.name), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_toml(path: Path, table: Mapping[str, Any]) -> None:
+    """Write a TOML table, atomically. TOML has no null: keys whose value is None are left out."""
+    try:
+        text = tomli_w.dumps(_without_none(plain(table, path.name)))
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"cannot write {path.name} as TOML: {error}") from error
+    atomic_write(path, text)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_none(v) for v in value if v is not None]
+    return value
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file of a record.
+
+    Raises:
+        RecordError: it is missing or unreadable.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise RecordError(f"{path} is missing; a record needs it. Was it copied completely?") from error
+    except OSError as error:
+        raise refused("read", path, error) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file of a record.
+
+    Raises:
+        RecordError: it is missing, unreadable or not UTF-8.
+    """
+    try:
+        return read_bytes(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is damaged: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        RecordError: it is missing, damaged or holds something else than an object.
+    """
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{path} is damaged: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML table from a file.
+
+    Raises:
+        RecordError: it is missing or damaged.
+    """
+    try:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise RecordError(f"{path} is damaged: {error}") from error
