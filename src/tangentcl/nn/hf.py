@@ -1,0 +1,446 @@
+"""Vision and text encoders of Hugging Face transformers, by hub name, local folder or object."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tangentcl.errors import ModelError, nearest
+from tangentcl.nn.backbone import Backbone, BackboneCard, Batch, frozen, image_transforms, sample_images
+from tangentcl.nn.pooling import check_pooling, pool_image, pool_text
+from tangentcl.nn.weights import load_weights, weights_sha256
+
+if TYPE_CHECKING:
+    from tangentcl.data.samples import Transform
+
+INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as the files hold them
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The small files of a model folder or hub repository that transformers itself does not read for us."""
+
+    name: str
+    revision: str | None
+    local: bool
+
+    def json(self, path: str) -> Any:
+        """The content of a JSON file, or None if the model has no such file."""
+        if self.local:
+            file = Path(self.name) / path
+            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            cached = hf_hub_download(self.name, path, revision=self.revision)
+        except EntryNotFoundError:
+            return None
+        return json.loads(Path(cached).read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """``features`` of a vision encoder: pixel values [B, 3, H, W] -> [B, width].
+
+    ``final_norm`` names a norm that the encoder applies to its class token only (CLIP); it is applied to every token
+    here, so that "cls" equals the encoder's own pooled output. ``interpolate`` resizes the position embedding.
+    """
+
+    pooling: str
+    n_prefix: int = 0
+    final_norm: str | None = None
+    interpolate: bool = False
+
+    def outputs(self, model: nn.Module, x: Tensor) -> Any:
+        """Everything the encoder returns."""
+        if not isinstance(x, Tensor) or x.ndim != 4:
+            raise ModelError(f"an image backbone eats tensors [B, 3, H, W], not {_shape(x)}.")
+        if self.interpolate:
+            return model(pixel_values=x, interpolate_pos_encoding=True)
+        return model(pixel_values=x)
+
+    def tokens(self, model: nn.Module, x: Tensor) -> Tensor:
+        """Tokens [B, N, d] after the final norm; the map of a convolutional model becomes its positions."""
+        tokens = self.outputs(model, x).last_hidden_state
+        if tokens.ndim == 4:
+            return tokens.flatten(2).transpose(1, 2)  # [B, d, h, w] -> [B, h w, d]
+        return tokens if self.final_norm is None else getattr(model, self.final_norm)(tokens)
+
+    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
+        if self.pooling == "pooled":
+            return self.outputs(model, x).pooler_output.flatten(1)
+        return pool_image(self.tokens(model, x), self.pooling, self.n_prefix)
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """``features`` of a text encoder: ``{"input_ids", "attention_mask"}`` [B, N] -> [B, width].
+
+    With ``additive_mask`` the encoder gets the additive mask [B, 1, 1, N] that it would build itself: with the plain
+    one, transformers looks at the mask's values, and ``torch.func.vmap`` refuses that.
+    """
+
+    pooling: str
+    normalize: bool = False
+    additive_mask: bool = True
+
+    def __call__(self, model: nn.Module, x: dict[str, Tensor]) -> Tensor:
+        if isinstance(x, Tensor) or "input_ids" not in x:
+            raise ModelError(f"a text backbone eats {{'input_ids', 'attention_mask'}}, not {_shape(x)}.")
+        ids = x["input_ids"]
+        mask = x.get("attention_mask", torch.ones_like(ids))
+        given = additive(mask, next(model.parameters()).dtype) if self.additive_mask else mask
+        outputs = model(input_ids=ids, attention_mask=given)
+        if self.pooling == "pooled":
+            features = outputs.pooler_output
+        else:
+            features = pool_text(outputs.last_hidden_state, mask, self.pooling)
+        return F.normalize(features, dim=-1) if self.normalize else features
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Mask of ones and zeros [B, N] -> what is added to attention scores [B, 1, 1, N]: 0 or the lowest number.
+
+    >>> additive(torch.tensor([[1, 0]]), torch.float16)
+    tensor([[[[     0., -65504.]]]], dtype=torch.float16)
+    """
+    return (1 - mask)[:, None, None, :].to(dtype) * torch.finfo(dtype).min
+
+
+def _shape(x: Any) -> str:
+    if isinstance(x, Tensor):
+        return f"a tensor {tuple(x.shape)}"
+    return f"{{{', '.join(map(repr, x))}}}" if isinstance(x, dict) else type(x).__name__
+
+
+def from_pretrained(
+    name: str,
+    *,
+    pooling: str | None = None,
+    revision: str | None = None,
+    weights: str | Path | None = None,
+    max_length: int | None = None,
+    image_size: int | None = None,
+    normalize: bool = False,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """A frozen encoder from a local folder or from the hub; the arguments are those of ``backbone``.
+
+    Weights are read in float32 from safetensors where there are such files, else from torch files with
+    ``weights_only=True``. Of a two-tower model (CLIP, SigLIP) the vision tower is kept.
+
+    Raises:
+        ModelError: nothing there, no connection, unusable weights, or layers that the files leave uninitialised.
+    """
+    local = Path(name).is_dir()
+    if revision is not None and local:
+        raise ModelError(f"'{name}' is a local folder and has no revision. Leave revision out.")
+    config = _guarded(name, _load_config, name, revision, trust_remote_code)
+    commit = None if local else getattr(config, "_commit_hash", None) or revision
+    if weights is None:
+        model, missing = _guarded(name, _load_model, name, commit, trust_remote_code)
+    else:
+        model, missing = _guarded(name, _empty_model, config, trust_remote_code), ()
+        load_weights(model, weights)
+    files = Files(name, commit, local)
+    tokenizer = None
+    if not _is_vision(config):
+        tokenizer = _guarded(name, _load_tokenizer, name, commit, trust_remote_code)
+    made = from_transformers(
+        model,
+        name=Path(name).name if local else name,
+        pooling=pooling or _trained_pooling(files),
+        tokenizer=tokenizer,
+        max_length=max_length or (files.json("sentence_bert_config.json") or {}).get("max_seq_length"),
+        image_size=image_size,
+        preprocessor=files.json("preprocessor_config.json") if tokenizer is None else None,
+        normalize=normalize,
+        uninitialised=missing,
+    )
+    notes = () if weights is None else (f"weights from {Path(weights).name}",)
+    made.card = replace(made.card, source="folder" if local else "hub", revision=commit, notes=made.card.notes + notes)
+    return made
+
+
+def from_transformers(
+    model: nn.Module,
+    *,
+    name: str | None = None,
+    pooling: str | None = None,
+    tokenizer: Any = None,
+    max_length: int | None = None,
+    image_size: int | None = None,
+    preprocessor: dict[str, Any] | None = None,
+    normalize: bool = False,
+    uninitialised: tuple[str, ...] = (),
+) -> Backbone:
+    """A backbone from a transformers model object; the model itself is frozen.
+
+    Args:
+        model: an encoder, or a two-tower model whose vision tower is taken.
+        name: for the record; None takes the class name.
+        pooling: see ``backbone``. Default: "mean" for texts; for images "cls", without a class token "pooled" where the
+            encoder has a pooling head (SigLIP), else "mean". Heads that the pooling does not use are removed.
+        tokenizer: for texts; without one the backbone has no transforms.
+        max_length: tokens kept of a text; None takes what the model can hold.
+        image_size: input size in pixels; None takes the preprocessor's, then the config's.
+        preprocessor: content of ``preprocessor_config.json``.
+        normalize: scale text features to length one.
+        uninitialised: names of weights that no file provided.
+
+    Raises:
+        ModelError: a pooling the model does not have, or an uninitialised weight that is used.
+    """
+    notes: list[str] = []
+    while isinstance(getattr(model, "vision_model", None), nn.Module):
+        model = model.vision_model  # type: ignore[assignment]
+        uninitialised = tuple(k.split("vision_model.", 1)[-1] for k in uninitialised)
+    frozen(model.float())
+    name = name or type(model).__name__
+    attention = getattr(model.config, "_attn_implementation", None)
+    notes.append(f"attention: {attention}")
+    if _is_vision(model.config):
+        built = _image_backbone(model, pooling, image_size, preprocessor, notes)
+    else:
+        built = _text_backbone(model, pooling, tokenizer, max_length, normalize, notes)
+    left = set(uninitialised) & set(model.state_dict())
+    if left:
+        raise ModelError(
+            f"{name}: the files hold no weights for {', '.join(sorted(left)[:4])}, so they would be random. "
+            "Try another pooling, or a complete checkpoint."
+        )
+    card = BackboneCard(
+        name=name,
+        source="module",
+        revision=None,
+        sha256=weights_sha256(model),
+        pooling=built.features.pooling,
+        modality=built.modality,
+        n_parameters=sum(p.numel() for p in model.parameters()),
+        notes=tuple(notes),
+    )
+    return Backbone(
+        model,
+        built.features,
+        built.width,
+        card,
+        train_transform=built.transforms[0],
+        eval_transform=built.transforms[1],
+        sample=built.sample,
+    )
+
+
+@dataclass(frozen=True)
+class _Built:
+    features: ImageFeatures | TextFeatures
+    width: int
+    modality: str
+    sample: Batch
+    transforms: tuple[Transform | None, Transform | None] = field(default=(None, None))
+
+
+def _image_backbone(
+    model: nn.Module, pooling: str | None, size: int | None, preprocessor: dict[str, Any] | None, notes: list[str]
+) -> _Built:
+    own_size = _side(getattr(model.config, "image_size", None))
+    about = _preprocessing(preprocessor, own_size, notes)
+    size = size or about.pop("size")
+    about.pop("size", None)
+    norm = "post_layernorm" if getattr(model.config, "model_type", "").startswith("clip") else None
+    norm = norm if hasattr(model, norm or "") else None
+    resizable = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    features = ImageFeatures("mean", 0, norm, interpolate=resizable and own_size not in (None, size))
+    sample = sample_images(size, getattr(model.config, "num_channels", 3))
+    with torch.no_grad():
+        tokens = features.tokens(model, sample)
+    patch = _side(getattr(model.config, "patch_size", None))
+    n_patches = (size // patch) ** 2 if patch else tokens.shape[1]
+    n_prefix = max(tokens.shape[1] - n_patches, 0)
+    head = [h for h in ("head", "pooler") if isinstance(getattr(model, h, None), nn.Module)]
+    if pooling is None:
+        pooling = "cls" if n_prefix else ("pooled" if "head" in head else "mean")
+        notes.append(f"pooling {pooling}: no file says which, the default for this architecture")
+    features = replace(features, pooling=check_pooling(pooling, n_prefix=n_prefix), n_prefix=n_prefix)
+    _drop_unused_head(model, pooling, head)
+    with torch.no_grad():
+        width = features(model, sample).shape[1]
+    return _Built(features, width, "image", sample, image_transforms(size, **about))
+
+
+def _drop_unused_head(model: nn.Module, pooling: str, heads: list[str]) -> None:
+    """Remove the pooling head that ``pooling`` does not use: its weights are often random, and would get no gradient."""
+    if pooling == "pooled":
+        return
+    for head in heads:
+        setattr(model, head, None)
+        if head == "head" and hasattr(model, "use_head"):
+            model.use_head = False
+
+
+def _text_backbone(
+    model: nn.Module,
+    pooling: str | None,
+    tokenizer: Any,
+    max_length: int | None,
+    normalize: bool,
+    notes: list[str],
+) -> _Built:
+    if pooling is None:
+        pooling = "mean"
+        notes.append("pooling mean: no file says which, the default for texts")
+    check_pooling(pooling)
+    pooler = [h for h in ("pooler",) if isinstance(getattr(model, h, None), nn.Module)]
+    if pooling == "pooled" and not pooler:
+        raise ModelError(f"{type(model).__name__} has no pooler. Try pooling='mean' or 'cls'.")
+    _drop_unused_head(model, pooling, pooler)
+    sample = _sample_texts(model.config)
+    features = TextFeatures(pooling, normalize)
+    plain = replace(features, additive_mask=False)
+    with torch.no_grad():
+        expected = plain(model, sample)
+        try:
+            same = torch.allclose(features(model, sample), expected, atol=1e-5)
+        except (ValueError, RuntimeError, TypeError, IndexError) as error:
+            notes.append(f"additive mask refused: {type(error).__name__}")
+            same = False
+    if not same:
+        notes.append("attention mask passed as [B, N]: this architecture does not take the additive form")
+        features = plain
+    limit = _longest(model, tokenizer)
+    if max_length is not None and limit is not None and max_length > limit:
+        raise ModelError(f"max_length {max_length} exceeds the {limit} positions of {type(model).__name__}.")
+    transforms: tuple[Transform | None, Transform | None] = (None, None)
+    if tokenizer is not None:
+        from tangentcl.data.transforms import TokenTransform
+
+        transform = TokenTransform(tokenizer, max_length or limit or 512)
+        transforms = (transform, transform)
+    return _Built(features, expected.shape[1], "text", sample, transforms)
+
+
+def _sample_texts(config: Any) -> dict[str, Tensor]:
+    """Two texts of made-up tokens, six and four long, padded at the end."""
+    pad = getattr(config, "pad_token_id", None) or 0
+    tokens = [t for t in range(min(config.vocab_size, 32)) if t != pad]
+    ids = torch.tensor([[tokens[(7 * i + j) % len(tokens)] for i in range(6)] for j in (1, 3)])
+    mask = torch.ones_like(ids)
+    ids[1, 4:], mask[1, 4:] = pad, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _longest(model: nn.Module, tokenizer: Any) -> int | None:
+    """Tokens that fit: position embeddings (minus the places RoBERTa reserves before the first) and the tokenizer."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if positions and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= module.padding_idx + 1  # type: ignore[operator]
+    limits = [positions, getattr(tokenizer, "model_max_length", None)]
+    return min((n for n in limits if n is not None and 0 < n < 1e9), default=None)
+
+
+def _preprocessing(preprocessor: dict[str, Any] | None, own_size: int | None, notes: list[str]) -> dict[str, Any]:
+    """Size, mean, std, interpolation and crop ratio, from the preprocessor's file where there is one."""
+    if preprocessor is None:
+        if own_size is None:
+            raise ModelError("neither preprocessor_config.json nor the config says the image size. Pass image_size.")
+        notes.append(f"no preprocessor_config.json: size {own_size} from the config, mean and std 0.5")
+        return {"size": own_size, "mean": HALF, "std": HALF}
+    resized = _side(preprocessor.get("size")) or own_size
+    cropped = _side(preprocessor.get("crop_size")) if preprocessor.get("do_center_crop") else None
+    size = cropped or resized
+    if size is None or resized is None:
+        raise ModelError("preprocessor_config.json says no image size. Pass image_size.")
+    normalised = preprocessor.get("do_normalize", True)
+    return {
+        "size": size,
+        "mean": tuple(preprocessor.get("image_mean") or HALF) if normalised else (0.0, 0.0, 0.0),
+        "std": tuple(preprocessor.get("image_std") or HALF) if normalised else (1.0, 1.0, 1.0),
+        "interpolation": INTERPOLATIONS.get(preprocessor.get("resample", 3), "bicubic"),
+        "crop_ratio": min(size / resized, 1.0),
+    }
+
+
+def _side(size: Any) -> int | None:
+    """One side in pixels from the forms in which the files hold a size."""
+    if isinstance(size, dict):
+        size = size.get("height") or size.get("shortest_edge")
+    if isinstance(size, (list, tuple)):
+        size = size[0]
+    return None if size is None else math.floor(size)
+
+
+def _is_vision(config: Any) -> bool:
+    return hasattr(config, "vision_config") or not hasattr(config, "vocab_size")
+
+
+def _trained_pooling(files: Files) -> str | None:
+    """What ``1_Pooling/config.json`` of a sentence-transformers model says, else None."""
+    about = files.json("1_Pooling/config.json")
+    if about is None:
+        return None
+    modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+    chosen = [ours for theirs, ours in modes.items() if about.get(theirs)]
+    if len(chosen) != 1 or any(about.get(k) for k in about if k.startswith("pooling_mode") and k not in modes):
+        raise ModelError(f"{files.name}: 1_Pooling/config.json asks for {about}. Pass pooling='mean', 'cls' or 'last'.")
+    return chosen[0]
+
+
+def _guarded(name: str, load: Any, *arguments: Any) -> Any:
+    """``load(*arguments)`` with what transformers raises turned into one error that says what to try."""
+    import safetensors
+
+    try:
+        return load(*arguments)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        if Path(name).is_dir():
+            hint = f"Check that folder '{name}' holds a complete transformers model (config.json, model.safetensors)."
+        else:
+            hint = (
+                "Expected 'bundled', 'timm:NAME', a local folder or a name on the hub. Without a connection give a local "
+                "folder, or download the model once and set HF_HUB_OFFLINE=1."
+                + (nearest(name, ["bundled"]) if "/" not in name else "")
+            )
+        raise ModelError(f"backbone '{name}' could not be loaded: {lines[0]} {hint}") from error
+
+
+def _load_config(name: str, revision: str | None, trust: bool) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust)
+
+
+def _load_model(name: str, revision: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
+    from transformers import AutoModel
+
+    model, info = AutoModel.from_pretrained(
+        name, revision=revision or "main", trust_remote_code=trust, weights_only=True, output_loading_info=True
+    )
+    mismatched = [str(key) for key in info.get("mismatched_keys", ())]
+    if mismatched or info.get("error_msgs"):
+        raise ModelError(f"backbone '{name}': weights do not fit the config: {', '.join(mismatched[:4])}.")
+    return model, tuple(info["missing_keys"])
+
+
+def _empty_model(config: Any, trust: bool) -> nn.Module:
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config, trust_remote_code=trust)
+
+
+def _load_tokenizer(name: str, revision: str | None, trust: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=trust)

@@ -1,0 +1,106 @@
+"""Weights as files and as fingerprints: safe loading, hashing, counting."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tangentcl.errors import ModelError
+
+
+def trainable_parameters(module: nn.Module) -> int:
+    """Number of scalars that a gradient step may change.
+
+    >>> trainable_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """SHA-256 over name, dtype, shape and bytes of every parameter and persistent buffer, in order of name.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> before = weights_sha256(layer)
+    >>> before == weights_sha256(layer), len(before)
+    (True, 64)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.add_(1)
+    >>> before == weights_sha256(layer)
+    False
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            continue
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a ``.safetensors`` file, or in a torch file read with ``weights_only=True``.
+
+    Raises:
+        ModelError: no such file, a damaged file, or a pickle that holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"weights: expected a file of weights, but '{path}' is not one. Check the path.")
+    if path.suffix == ".safetensors":
+        import safetensors
+        import safetensors.torch
+
+        try:
+            return safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise ModelError(
+                f"weights: '{path}' ({path.stat().st_size} bytes) is not a readable safetensors file ({error}). "
+                "It may be cut short, or a Git LFS pointer; fetch it again."
+            ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(
+            f"weights: '{path}' could not be read as plain tensors ({str(error).splitlines()[0]}). A file that would run "
+            "code while loading is never opened; save a state dict as safetensors instead."
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ModelError(f"weights: '{path}' holds {type(content).__name__}, expected a state dict: name -> tensor.")
+    return dict(content)
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Load a file of weights; every name and every shape has to fit.
+
+    Raises:
+        ModelError: names or shapes that do not fit (a few are named), or an unreadable file (see :func:`read_weights`).
+    """
+    given, own = read_weights(path), module.state_dict()
+    missing = sorted(own.keys() - given.keys())
+    unexpected = sorted(given.keys() - own.keys())
+    if missing or unexpected:
+        raise ModelError(
+            f"weights: '{path}' does not fit {type(module).__name__}: {_few('missing', missing)}; "
+            f"{_few('unexpected', unexpected)}. Check that architecture and file belong together."
+        )
+    wrong = [
+        f"{k}: file {tuple(given[k].shape)}, model {tuple(own[k].shape)}" for k in own if given[k].shape != own[k].shape
+    ]
+    if wrong:
+        raise ModelError(f"weights: '{path}' does not fit {type(module).__name__}: {_few('wrong shapes', wrong)}.")
+    module.load_state_dict(given)
+
+
+def _few(what: str, names: list[str], shown: int = 4) -> str:
+    tail = ", ..." if len(names) > shown else ""
+    return f"{len(names)} {what}" + (f" ({', '.join(names[:shown])}{tail})" if names else "")
