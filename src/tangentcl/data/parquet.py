@@ -1,0 +1,161 @@
+"""Parquet files with images in the Hugging Face schema ({bytes, path} and a label), or with texts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tangentcl.data.assemble import Split, assemble, split_of
+from tangentcl.data.columns import (
+    IMAGE_NAMES,
+    LABEL_NAMES,
+    NO_COLUMNS,
+    TEXT_NAMES,
+    Columns,
+    choose_column,
+    class_groups,
+)
+from tangentcl.data.inputs import EncodedImages
+from tangentcl.data.table import Source
+from tangentcl.errors import ConfigError, DataError, import_extra
+
+
+def parquet(
+    path: Path,
+    columns: Columns = NO_COLUMNS,
+    *,
+    name: str | None = None,
+    test_share: float = 0.25,
+    test_seed: int = 0,
+    licence: str = "",
+    citation: str = "",
+) -> Source:
+    """Images or texts with labels from one Parquet file, or from a folder of train, test and validation files.
+
+    Files may come in shards as on the Hugging Face hub (``data/train-00000-of-00002.parquet``). Images stay encoded in
+    memory and are decoded when they are used. Class names are taken from the Hugging Face metadata if they are there.
+
+    Raises:
+        MissingExtra: pyarrow is not installed.
+        DataError: a file that cannot be read, a sample without image, text or label.
+        ConfigError: a column that does not exist.
+    """
+    files = _files(path)
+    read, modality, class_names, groups = {}, "", None, ([], [])  # type: ignore[var-annotated]
+    for split, shards in files.items():
+        table = _table(shards, path)
+        modality, column, label = _roles(table, columns, str(shards[0]))
+        names = _class_names(table, label)
+        class_names = class_names or names
+        inputs = _images(table, column, shards) if modality == "image" else _values(table, column, shards)
+        labels = _values(table, label, shards)
+        domains = None
+        if columns.domain is not None:
+            choose_column(table.column_names, columns.domain, (), "domain", str(shards[0]))
+            domains = [str(value) for value in _values(table, columns.domain, shards)]
+        if columns.group is not None:
+            choose_column(table.column_names, columns.group, (), "group", str(shards[0]))
+            groups[0].extend(labels if names is None else [names[i] for i in labels])
+            groups[1].extend(_values(table, columns.group, shards))
+        read[split] = Split(inputs, np.asarray(labels), None, domains)
+    return assemble(
+        name or path.stem,
+        modality,
+        read,
+        class_names=class_names,
+        groups=class_groups(*groups, str(path)) if groups[0] else None,
+        test_share=test_share,
+        test_seed=test_seed,
+        licence=licence,
+        citation=citation,
+    )
+
+
+def _files(path: Path) -> dict[str, list[Path]]:
+    if path.is_file():
+        return {"train": [path]}
+    folder = path if any(path.glob("*.parquet")) else path / "data"
+    files: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.parquet")):
+        split = split_of(re.split(r"[-_.]", file.stem)[0])
+        if split is None:
+            raise DataError(
+                f"Which split {file} belongs to is unclear; expected a name that begins with train, val or test."
+            )
+        files.setdefault(split, []).append(file)
+    if "train" not in files:
+        raise DataError(
+            f"{folder} has no training split; expected train.parquet. Found: {', '.join(files) or 'nothing'}."
+        )
+    return files
+
+
+def _table(shards: Sequence[Path], path: Path) -> Any:
+    purpose = f"reading {path.name}"
+    arrow = import_extra("pyarrow", extra="data", purpose=purpose)
+    reader = import_extra("pyarrow.parquet", extra="data", purpose=purpose)
+    tables = []
+    for shard in shards:
+        try:
+            tables.append(reader.read_table(shard))
+        except (arrow.ArrowException, OSError) as error:
+            raise DataError(f"Cannot read {shard} ({error}).") from error
+        if tables[-1].column_names != tables[0].column_names:
+            raise DataError(f"{shard} has other columns than {shards[0]}: {', '.join(tables[-1].column_names)}.")
+    return arrow.concat_tables(tables)
+
+
+def _roles(table: Any, columns: Columns, where: str) -> tuple[str, str, str]:
+    """Modality, column of the samples, column of the labels."""
+    found = table.column_names
+    label = choose_column(found, columns.label, LABEL_NAMES, "label", where)
+    if columns.text is not None:
+        return "text", choose_column(found, columns.text, TEXT_NAMES, "text", where), label
+    types = {column: str(table.schema.field(column).type) for column in found}
+    encoded = [column for column in found if "bytes: binary" in types[column] or types[column].endswith("binary")]
+    if columns.image is not None or encoded:
+        usual = (*IMAGE_NAMES, *encoded)
+        column = choose_column(found, columns.image, [one for one in usual if one in encoded], "image", where)
+        if column not in encoded:
+            raise ConfigError(f"Column {column!r} of {where} has no encoded images but {types[column]}.")
+        return "image", column, label
+    return "text", choose_column(found, None, TEXT_NAMES, "text", where), label
+
+
+def _images(table: Any, column: str, shards: Sequence[Path]) -> EncodedImages:
+    offsets, buffers = [np.zeros(1, dtype=np.int64)], []
+    arrow = import_extra("pyarrow", extra="data", purpose="reading images")
+    total = 0
+    for chunk in table.column(column).chunks:
+        values = chunk.field("bytes") if arrow.types.is_struct(chunk.type) else chunk
+        if values.null_count or chunk.null_count:
+            raise DataError(f"{values.null_count} samples in {shards[0]} have no image bytes in column {column!r}.")
+        encoded = [value.as_py() for value in values]
+        buffers.append(np.frombuffer(b"".join(encoded), dtype=np.uint8))
+        offsets.append(total + np.cumsum([len(one) for one in encoded], dtype=np.int64))
+        total += len(buffers[-1])
+    buffer = np.concatenate(buffers) if buffers else np.zeros(0, dtype=np.uint8)
+    return EncodedImages(buffer, np.concatenate(offsets), str(shards[0]))
+
+
+def _values(table: Any, column: str, shards: Sequence[Path]) -> list[Any]:
+    if table.column(column).null_count:
+        raise DataError(f"{table.column(column).null_count} samples in {shards[0]} have no value in column {column!r}.")
+    return table.column(column).to_pylist()
+
+
+def _class_names(table: Any, label: str) -> list[str] | None:
+    """Class names from the metadata that Hugging Face datasets writes into the schema."""
+    metadata = (table.schema.metadata or {}).get(b"huggingface")
+    if metadata is None:
+        return None
+    try:
+        feature = json.loads(metadata)["info"]["features"][label]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return None
+    return list(feature["names"]) if feature.get("_type") == "ClassLabel" else None

@@ -1,0 +1,168 @@
+"""Texts in CSV, JSON and JSONL files, and CLINC150's own JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tangentcl.data.assemble import Split, assemble, split_of
+from tangentcl.data.columns import LABEL_NAMES, NO_COLUMNS, TEXT_NAMES, Columns, choose_column, class_groups
+from tangentcl.data.table import Source
+from tangentcl.errors import DataError
+
+TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
+
+Rows = list[dict[str, Any]]
+
+
+def text_files(path: Path, columns: Columns = NO_COLUMNS, *, test_share: float = 0.25, test_seed: int = 0) -> Source:
+    """Texts with labels from one file, or from a folder with train, test and validation files.
+
+    CSV and TSV need a header line. JSON holds a list of objects, or an object of splits, each a list of objects or of
+    [text, label] pairs. JSONL holds one object per line.
+
+    Raises:
+        DataError: a file that cannot be read, an empty text, a missing value.
+        ConfigError: a column that does not exist.
+    """
+    read: dict[str, tuple[Path, Rows]] = {}
+    if path.is_dir():
+        for file in sorted(path.iterdir()):
+            split = split_of(file.stem)
+            if file.suffix.lower() in TEXT_SUFFIXES and split is not None:
+                if split in read:
+                    raise DataError(f"{read[split][0].name} and {file.name} in {path} are both the {split} split.")
+                read[split] = (file, _rows(file))
+    elif path.suffix.lower() == ".json":
+        content = _json(path)
+        if isinstance(content, dict):
+            parts = {split_of(name): part for name, part in content.items()}
+            read = {split: (path, _objects(part, path)) for split, part in parts.items() if split is not None}
+        else:
+            read = {"train": (path, _objects(content, path))}
+    else:
+        read = {"train": (path, _rows(path))}
+    if "train" not in read:
+        raise DataError(f"{path} has no training split; expected a file or key named train. Found: {', '.join(read)}.")
+    splits, groups = _splits(read, columns)
+    return assemble(path.stem, "text", splits, groups=groups, test_share=test_share, test_seed=test_seed)
+
+
+def clinc150(folder: Path) -> Source:
+    """CLINC150 from ``data_full.json``: 150 intents; groups are its ten domains if ``domains.json`` lies beside it.
+
+    Out-of-scope sentences are left out. Classes are in the order of ``domains.json``, domain by domain.
+
+    Raises:
+        DataError: files that are missing or not as published.
+    """
+    path = folder / "data_full.json"
+    content = _json(path)
+    if not isinstance(content, dict) or not {"train", "val", "test"} <= set(content):
+        raise DataError(f"Expected the splits train, val and test in {path}.")
+    splits = {}
+    for name, split in (("train", "train"), ("val", "validation"), ("test", "test")):
+        pairs = content[name]
+        splits[split] = Split([text for text, _ in pairs], [intent for _, intent in pairs])
+    domains = folder / "domains.json"
+    groups: dict[str, list[str]] | None = _json(domains) if domains.exists() else None
+    return assemble(
+        "clinc150",
+        "text",
+        splits,
+        class_names=None if groups is None else [intent for intents in groups.values() for intent in intents],
+        groups=groups,
+        licence="CC BY 3.0",
+        citation="S. Larson et al. (2019). An Evaluation Dataset for Intent Classification and Out-of-Scope "
+        "Prediction. EMNLP. https://github.com/clinc/oos-eval",
+    )
+
+
+def _splits(read: Mapping[str, tuple[Path, Rows]], columns: Columns) -> tuple[dict[str, Split], Any]:
+    splits, classes, groups = {}, [], []
+    for split, (file, rows) in read.items():
+        where = str(file)
+        if not rows:
+            raise DataError(f"{where} has no sample in the {split} split.")
+        found = list(rows[0])
+        text_column = choose_column(found, columns.text, TEXT_NAMES, "text", where)
+        label_column = choose_column(found, columns.label, LABEL_NAMES, "label", where)
+        texts, labels = _values(rows, text_column, where), _values(rows, label_column, where)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise DataError(f"Sample {number + 1} of {where} has no text in column {text_column!r}: {text!r}.")
+        domains = None
+        if columns.domain is not None:
+            choose_column(found, columns.domain, (), "domain", where)
+            domains = [str(value) for value in _values(rows, columns.domain, where)]
+        if columns.group is not None:
+            choose_column(found, columns.group, (), "group", where)
+            groups += _values(rows, columns.group, where)
+            classes += labels
+        ids = np.array([f"{file.name}:{split}/{i}" for i in range(len(texts))])
+        splits[split] = Split(texts, labels, ids, domains)
+    return splits, class_groups(classes, groups, str(next(iter(read.values()))[0])) if groups else None
+
+
+def _values(rows: Rows, column: str, where: str) -> list[Any]:
+    values = [row.get(column) for row in rows]
+    for number, value in enumerate(values):
+        if value is None:
+            raise DataError(f"Sample {number + 1} of {where} has no value in column {column!r}.")
+    return values
+
+
+def _rows(path: Path) -> Rows:
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        return _objects(_json(path), path)
+    text = _read(path)
+    if suffix == ".jsonl":
+        rows = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(f"Line {number} of {path} is not JSON ({error}).") from error
+        return _objects(rows, path)
+    reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    try:
+        return _objects(list(reader), path)
+    except csv.Error as error:
+        raise DataError(f"Line {reader.line_num} of {path} is not CSV ({error}).") from error
+
+
+def _objects(content: Any, path: Path) -> Rows:
+    if not isinstance(content, list):
+        raise DataError(f"Expected a list of samples in {path}, got {type(content).__name__}.")
+    rows = []
+    for number, entry in enumerate(content, start=1):
+        if isinstance(entry, list) and len(entry) == 2:
+            entry = {"text": entry[0], "label": entry[1]}
+        if not isinstance(entry, dict):
+            raise DataError(f"Sample {number} of {path} is neither an object nor a [text, label] pair: {entry!r:.80}.")
+        rows.append(entry)
+    return rows
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON ({error}).") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"Cannot read {path} ({error.strerror or error}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
