@@ -41,6 +41,22 @@ class BackboneCard:
     n_parameters: int
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        *,
+        name: str,
+        source: str,
+        pooling: str,
+        modality: str,
+        revision: str | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> BackboneCard:
+        """The card of a model with the weights it has now."""
+        n_parameters = sum(p.numel() for p in model.parameters())
+        return cls(name, source, revision, weights_sha256(model), pooling, modality, n_parameters, notes)
+
     def describe(self) -> dict[str, Any]:
         """The card as JSON values."""
         return {**dataclasses.asdict(self), "notes": list(self.notes)}
@@ -222,14 +238,13 @@ def _bundled(pooling: str | None, weights: str | Path | None) -> Backbone:
         raise ModelError("the bundled backbone has no pooler of its own. Try pooling='mean' or 'cls'.")
     if weights is not None:
         load_weights(model, weights)
-    card = BackboneCard(
+    card = BackboneCard.of(
+        model,
         name="bundled",
         source="bundled",
-        revision=None if weights is not None else about["sha256"],
-        sha256=weights_sha256(model),
         pooling=pooling,
         modality="image",
-        n_parameters=sum(p.numel() for p in model.parameters()),
+        revision=None if weights is not None else about["sha256"],
         notes=() if weights is None else (f"weights from {Path(weights).name}",),
     )
     # Mild: at 32 pixels a crop of 5 % shows nothing, and a mirrored character is another character.
@@ -297,15 +312,7 @@ def from_module(
     """
     if modality not in ("image", "text", "array"):
         raise ModelError(f"modality '{modality}' is unknown.{nearest(modality, ['image', 'text', 'array'])}")
-    card = BackboneCard(
-        name=name,
-        source="module",
-        revision=None,
-        sha256=weights_sha256(module),
-        pooling="own",
-        modality=modality,
-        n_parameters=sum(p.numel() for p in module.parameters()),
-    )
+    card = BackboneCard.of(module, name=name, source="module", pooling="own", modality=modality)
     made = Backbone(
         frozen(module),
         features or call_module,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -34,7 +36,7 @@ def extract_features(backbone: Backbone, samples: Samples, batch_size: int = 256
     part = samples.subset(range(edges[rank], edges[rank + 1])) if world > 1 else samples
     features, labels = _extract(backbone, part, batch_size)
     if world > 1:
-        sizes = [b - a for a, b in zip(edges, edges[1:])]
+        sizes = [b - a for a, b in itertools.pairwise(edges)]
         features, labels = _gather(features, sizes, backbone.device), _gather(labels, sizes, backbone.device)
     bad = (~features.isfinite().all(1)).nonzero().flatten()
     if len(bad):

@@ -10,7 +10,7 @@ from tangentcl.errors import ModelError
 
 
 def _grown(old: nn.Parameter, n_outputs: int, std: float) -> nn.Parameter:
-    """``old`` with rows appended up to ``n_outputs``: normal with deviation ``std``, drawn on the CPU for any device."""
+    """``old`` with rows appended up to ``n_outputs``: normal with deviation ``std``, drawn on the CPU."""
     n_new = n_outputs - old.shape[0]
     if n_new < 0:
         raise ModelError(f"a head grows and never shrinks: it has {old.shape[0]} outputs, {n_outputs} were asked for.")
@@ -140,12 +140,14 @@ class PrototypeHead(nn.Module):
         """Add samples: features [n, width], labels [n] below ``n_outputs``. Raises ModelError otherwise."""
         if features.ndim != 2 or features.shape[1] != self.width or labels.shape != features.shape[:1]:
             raise ModelError(
-                f"expected features [n, {self.width}] and labels [n], got {tuple(features.shape)}, {tuple(labels.shape)}."
+                f"expected features [n, {self.width}] and labels [n], "
+                f"got {tuple(features.shape)} and {tuple(labels.shape)}."
             )
         labels = labels.to(self.sums.device)
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_outputs:
             raise ModelError(
-                f"labels from {int(labels.min())} to {int(labels.max())} do not fit {self.n_outputs} outputs; grow first."
+                f"labels from {int(labels.min())} to {int(labels.max())} do not fit {self.n_outputs} outputs. "
+                "Call grow first."
             )
         self.sums.index_add_(0, labels, features.to(self.sums))
         self.counts.index_add_(0, labels, torch.ones_like(labels))

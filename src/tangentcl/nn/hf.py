@@ -5,18 +5,20 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tangentcl.errors import ModelError, nearest
 from tangentcl.nn.backbone import Backbone, BackboneCard, Batch, frozen, image_transforms, sample_images
-from tangentcl.nn.pooling import check_pooling, pool_image, pool_text
-from tangentcl.nn.weights import load_weights, weights_sha256
+from tangentcl.nn.hf_features import ImageFeatures, TextFeatures
+from tangentcl.nn.pooling import check_pooling
+from tangentcl.nn.weights import load_weights
 
 if TYPE_CHECKING:
     from tangentcl.data.samples import Transform
@@ -46,81 +48,6 @@ class Files:
         except EntryNotFoundError:
             return None
         return json.loads(Path(cached).read_text(encoding="utf-8"))
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """``features`` of a vision encoder: pixel values [B, 3, H, W] -> [B, width].
-
-    ``final_norm`` names a norm that the encoder applies to its class token only (CLIP); it is applied to every token
-    here, so that "cls" equals the encoder's own pooled output. ``interpolate`` resizes the position embedding.
-    """
-
-    pooling: str
-    n_prefix: int = 0
-    final_norm: str | None = None
-    interpolate: bool = False
-
-    def outputs(self, model: nn.Module, x: Tensor) -> Any:
-        """Everything the encoder returns."""
-        if not isinstance(x, Tensor) or x.ndim != 4:
-            raise ModelError(f"an image backbone eats tensors [B, 3, H, W], not {_shape(x)}.")
-        if self.interpolate:
-            return model(pixel_values=x, interpolate_pos_encoding=True)
-        return model(pixel_values=x)
-
-    def tokens(self, model: nn.Module, x: Tensor) -> Tensor:
-        """Tokens [B, N, d] after the final norm; the map of a convolutional model becomes its positions."""
-        tokens = self.outputs(model, x).last_hidden_state
-        if tokens.ndim == 4:
-            return tokens.flatten(2).transpose(1, 2)  # [B, d, h, w] -> [B, h w, d]
-        return tokens if self.final_norm is None else getattr(model, self.final_norm)(tokens)
-
-    def __call__(self, model: nn.Module, x: Tensor) -> Tensor:
-        if self.pooling == "pooled":
-            return self.outputs(model, x).pooler_output.flatten(1)
-        return pool_image(self.tokens(model, x), self.pooling, self.n_prefix)
-
-
-@dataclass(frozen=True)
-class TextFeatures:
-    """``features`` of a text encoder: ``{"input_ids", "attention_mask"}`` [B, N] -> [B, width].
-
-    With ``additive_mask`` the encoder gets the additive mask [B, 1, 1, N] that it would build itself: with the plain
-    one, transformers looks at the mask's values, and ``torch.func.vmap`` refuses that.
-    """
-
-    pooling: str
-    normalize: bool = False
-    additive_mask: bool = True
-
-    def __call__(self, model: nn.Module, x: dict[str, Tensor]) -> Tensor:
-        if isinstance(x, Tensor) or "input_ids" not in x:
-            raise ModelError(f"a text backbone eats {{'input_ids', 'attention_mask'}}, not {_shape(x)}.")
-        ids = x["input_ids"]
-        mask = x.get("attention_mask", torch.ones_like(ids))
-        given = additive(mask, next(model.parameters()).dtype) if self.additive_mask else mask
-        outputs = model(input_ids=ids, attention_mask=given)
-        if self.pooling == "pooled":
-            features = outputs.pooler_output
-        else:
-            features = pool_text(outputs.last_hidden_state, mask, self.pooling)
-        return F.normalize(features, dim=-1) if self.normalize else features
-
-
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mask of ones and zeros [B, N] -> what is added to attention scores [B, 1, 1, N]: 0 or the lowest number.
-
-    >>> additive(torch.tensor([[1, 0]]), torch.float16)
-    tensor([[[[     0., -65504.]]]], dtype=torch.float16)
-    """
-    return (1 - mask)[:, None, None, :].to(dtype) * torch.finfo(dtype).min
-
-
-def _shape(x: Any) -> str:
-    if isinstance(x, Tensor):
-        return f"a tensor {tuple(x.shape)}"
-    return f"{{{', '.join(map(repr, x))}}}" if isinstance(x, dict) else type(x).__name__
 
 
 def from_pretrained(
@@ -219,15 +146,8 @@ def from_transformers(
             f"{name}: the files hold no weights for {', '.join(sorted(left)[:4])}, so they would be random. "
             "Try another pooling, or a complete checkpoint."
         )
-    card = BackboneCard(
-        name=name,
-        source="module",
-        revision=None,
-        sha256=weights_sha256(model),
-        pooling=built.features.pooling,
-        modality=built.modality,
-        n_parameters=sum(p.numel() for p in model.parameters()),
-        notes=tuple(notes),
+    card = BackboneCard.of(
+        model, name=name, source="module", pooling=built.features.pooling, modality=built.modality, notes=tuple(notes)
     )
     return Backbone(
         model,
@@ -278,13 +198,13 @@ def _image_backbone(
 
 
 def _drop_unused_head(model: nn.Module, pooling: str, heads: list[str]) -> None:
-    """Remove the pooling head that ``pooling`` does not use: its weights are often random, and would get no gradient."""
+    """Remove the pooling head that ``pooling`` does not use: often random, and without a gradient."""
     if pooling == "pooled":
         return
     for head in heads:
         setattr(model, head, None)
         if head == "head" and hasattr(model, "use_head"):
-            model.use_head = False
+            model.use_head = False  # type: ignore[assignment]
 
 
 def _text_backbone(
@@ -343,7 +263,7 @@ def _longest(model: nn.Module, tokenizer: Any) -> int | None:
     positions = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         if positions and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            positions -= module.padding_idx + 1  # type: ignore[operator]
+            positions -= module.padding_idx + 1
     limits = [positions, getattr(tokenizer, "model_max_length", None)]
     return min((n for n in limits if n is not None and 0 < n < 1e9), default=None)
 
@@ -409,8 +329,8 @@ def _guarded(name: str, load: Any, *arguments: Any) -> Any:
             hint = f"Check that folder '{name}' holds a complete transformers model (config.json, model.safetensors)."
         else:
             hint = (
-                "Expected 'bundled', 'timm:NAME', a local folder or a name on the hub. Without a connection give a local "
-                "folder, or download the model once and set HF_HUB_OFFLINE=1."
+                "Expected 'bundled', 'timm:NAME', a local folder or a name on the hub. Without a connection give a "
+                "local folder, or download the model once and set HF_HUB_OFFLINE=1."
                 + (nearest(name, ["bundled"]) if "/" not in name else "")
             )
         raise ModelError(f"backbone '{name}' could not be loaded: {lines[0]} {hint}") from error
@@ -425,13 +345,27 @@ def _load_config(name: str, revision: str | None, trust: bool) -> Any:
 def _load_model(name: str, revision: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
     from transformers import AutoModel
 
-    model, info = AutoModel.from_pretrained(
-        name, revision=revision or "main", trust_remote_code=trust, weights_only=True, output_loading_info=True
-    )
+    with _no_progress_bar():
+        model, info = AutoModel.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=trust, weights_only=True, output_loading_info=True
+        )
     mismatched = [str(key) for key in info.get("mismatched_keys", ())]
     if mismatched or info.get("error_msgs"):
         raise ModelError(f"backbone '{name}': weights do not fit the config: {', '.join(mismatched[:4])}.")
     return model, tuple(info["missing_keys"])
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _empty_model(config: Any, trust: bool) -> nn.Module:

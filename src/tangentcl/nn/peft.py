@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tangentcl.errors import ModelError, nearest
 from tangentcl.nn.backbone import Backbone
@@ -57,6 +58,7 @@ def add_lora(
     Raises:
         ModelError: a target without a layer, a rank below 1, or a backbone that already has adapters.
 
+    >>> import torch
     >>> from tangentcl.nn.backbone import from_module
     >>> from tangentcl.nn.vit import SmallViT
     >>> vit = SmallViT(width=24, depth=2, heads=3)
@@ -70,10 +72,8 @@ def add_lora(
     from peft import LoraConfig
 
     layers = _resolve(backbone, targets)
-    # peft takes a whole number; the exact scale is set below
-    config = LoraConfig(
-        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=layers, lora_dropout=dropout
-    )  # type: ignore[arg-type]
+    scale: Any = rank if alpha is None else alpha  # annotated as a whole number in peft, and used as a factor
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=layers, lora_dropout=dropout)
     return add_peft(backbone, config)
 
 
@@ -95,7 +95,9 @@ def add_peft(backbone: Backbone, config: PeftConfig) -> Adapted:
 
     name = type(config).__name__
     try:
-        model = peft.get_peft_model(backbone.model, config)  # type: ignore[arg-type]
+        with warnings.catch_warnings():  # peft asks transformers for a name that transformers is about to drop
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            model = peft.get_peft_model(backbone.model, config)
     except (ValueError, TypeError, AttributeError, KeyError, NotImplementedError) as error:
         raise ModelError(f"{name} could not be added to {backbone.card.name}: {error}") from error
     base = model.get_base_model()
@@ -111,7 +113,8 @@ def add_peft(backbone: Backbone, config: PeftConfig) -> Adapted:
 def _refuse_adapted(backbone: Backbone) -> None:
     if hasattr(backbone.model, "peft_config"):
         raise ModelError(
-            f"{backbone.card.name} already has an adapter. Make a new backbone, or use backbone.model.add_adapter of peft."
+            f"{backbone.card.name} already has an adapter. "
+            "Make a new backbone, or use backbone.model.add_adapter of peft."
         )
 
 

@@ -146,6 +146,7 @@ def linear_roles(backbone: Backbone) -> dict[str, list[str]]:
     Raises:
         ModelError: no role at all; the linear layers are listed.
 
+    >>> import torch
     >>> from tangentcl.nn.backbone import from_module
     >>> from tangentcl.nn.vit import SmallViT
     >>> vit = SmallViT(width=24, depth=1, heads=3)
@@ -199,7 +200,7 @@ def _traced(backbone: Backbone) -> _Trace:
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            for name, layer in linear_layers(backbone.model).items():
+            for name in linear_layers(backbone.model):
                 owner = backbone.model.get_submodule(name)
 
                 def record(_: nn.Module, inputs: Any, output: Any, name: str = name) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tangentcl.errors import ModelError, import_extra, nearest
 from tangentcl.nn.backbone import Backbone, BackboneCard, frozen, image_transforms, sample_images
 from tangentcl.nn.pooling import check_pooling, pool_image
-from tangentcl.nn.weights import load_weights, weights_sha256
+from tangentcl.nn.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -66,15 +66,14 @@ def from_timm(
     sample, features = sample_images(pixels), TimmFeatures(pooling, n_prefix)
     with torch.no_grad():
         width = features(model, sample).shape[1]
-    card = BackboneCard(
+    card = BackboneCard.of(
+        model,
         name=f"timm:{name}",
         source="timm",
-        revision=tag or None,
-        sha256=weights_sha256(model),
         pooling=pooling,
         modality="image",
-        n_parameters=sum(p.numel() for p in model.parameters()),
-        notes=(f"timm {timm.__version__}",) + (() if weights is None else (f"weights from {Path(weights).name}",)),
+        revision=tag or None,
+        notes=(f"timm {timm.__version__}", *(() if weights is None else (f"weights from {Path(weights).name}",))),
     )
     train, evaluation = image_transforms(
         pixels,

@@ -40,7 +40,7 @@ def weights_sha256(module: nn.Module) -> str:
             continue
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -68,8 +68,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ModelError(
-            f"weights: '{path}' could not be read as plain tensors ({str(error).splitlines()[0]}). A file that would run "
-            "code while loading is never opened; save a state dict as safetensors instead."
+            f"weights: '{path}' could not be read as plain tensors ({str(error).splitlines()[0]}). A file "
+            "that would run code while loading is never opened; save a state dict as safetensors instead."
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
