@@ -1,0 +1,271 @@
+"""Summary tables: one row per experiment and label, mean and spread over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..metrics import summary
+from ..records import Record
+from .selection import accuracies, same_problem, select, stream_key, stream_title
+
+# name in `metrics.summary`, heading, in the table even when no row has it
+METRICS = (
+    ("average_accuracy", "Ā ↑", True),
+    ("last_accuracy", "A_T ↑", True),
+    ("ffm", "FFM ↓", True),
+    ("regret_to_joint", "regret to joint ↓", False),
+    ("backward_transfer", "BWT ↑", False),
+    ("intransigence", "intransigence ↓", False),
+    ("caa", "Ā task mean (CAA) ↑", False),
+    ("faa", "A_T task mean (FAA) ↑", False),
+    ("regret_to_joint_task_mean", "regret task mean ↓", False),
+    ("performance_drop", "PD ↓", False),
+    ("harmonic_accuracy", "harmonic ↑", False),
+)
+PROTOCOL = ("checkpoint", "split", "class_order", "averaging", "normalisation", "batch", "selection", "seeds")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Mean and sample standard deviation (None for a single value) over the ``n`` seeds that have a number."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @staticmethod
+    def of(values: Iterable[float | None]) -> Cell | None:
+        """Of the values that are known; None when there is none.
+
+        >>> Cell.of([0.5, 0.5, None])
+        Cell(mean=0.5, std=0.0, n=2)
+        """
+        known = [v for v in values if v is not None]
+        if not known:
+            return None
+        return Cell(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one label of one experiment on one stream.
+
+    Attributes:
+        stream: the stream in words; streams that differ have different rows.
+        metrics: fractions by name, None where no seed has a number.
+        costs: "seconds", "training_seconds", "evaluation_seconds", "peak_memory_bytes", "trainable_parameters",
+            "stored_samples"; None where not recorded.
+        protocol: the eight protocol fields in words; several values are separated by semicolons.
+        joint: labels of the joint runs that regret and intransigence refer to.
+        records: the runs, by seed.
+    """
+
+    experiment: str
+    label: str
+    method: str
+    stream: str
+    seeds: tuple[int, ...]
+    metrics: Mapping[str, Cell | None]
+    costs: Mapping[str, Cell | None]
+    protocol: Mapping[str, str]
+    joint: tuple[str, ...]
+    records: tuple[Record, ...]
+
+
+def rows(records: Iterable[Record]) -> list[Row]:
+    """Aggregate finished records (others are left out, see `select`) into rows, in order of first appearance.
+
+    Regret and intransigence need a run of the method "joint" on the same stream, class order, backbone and seed among
+    the records; of several, the one with the best last accuracy is the reference.
+    """
+    done = select(records).done
+    joint = _joint_runs(done)
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in done:
+        groups.setdefault((stream_key(record), record.experiment, record.label), []).append(record)
+    order = list(dict.fromkeys(key[0] for key in groups))
+    return [_row(groups[key], joint) for key in sorted(groups, key=lambda key: order.index(key[0]))]
+
+
+def _joint_runs(records: Sequence[Record]) -> dict[tuple[Any, ...], Record]:
+    best: dict[tuple[Any, ...], Record] = {}
+    for record in records:
+        problem = same_problem(record)
+        if record.method != "joint" or problem is None or _last(record) is None:
+            continue
+        if problem not in best or _last(record) > _last(best[problem]):
+            best[problem] = record
+    return best
+
+
+def _last(record: Record) -> Any:
+    return accuracies(record).metrics["last_accuracy"]
+
+
+def _row(runs: list[Record], joint: Mapping[tuple[Any, ...], Record]) -> Row:
+    runs = sorted(runs, key=lambda r: r.seed)
+    found, references = [], []
+    for run in runs:
+        a, problem = accuracies(run), same_problem(run)
+        reference = joint.get(problem) if problem is not None and run.method != "joint" else None
+        last_row = None if reference is None else accuracies(reference).matrix[-1]
+        found.append(summary(a.matrix, a.n_test, a.class_correct, a.class_total, a.scenario, joint_row=last_row))
+        if reference is not None:
+            references.append(reference.label)
+    costs = [run_costs(run) for run in runs]
+    return Row(
+        experiment=runs[0].experiment,
+        label=runs[0].label,
+        method=runs[0].method,
+        stream=stream_title(runs[0]),
+        seeds=tuple(r.seed for r in runs),
+        metrics={name: Cell.of(f[name] for f in found) for name, _, _ in METRICS},
+        costs={name: Cell.of(c[name] for c in costs) for name in costs[0]},
+        protocol={name: _protocol(runs, name) for name in PROTOCOL},
+        joint=tuple(dict.fromkeys(references)),
+        records=tuple(runs),
+    )
+
+
+def run_costs(record: Record) -> dict[str, float | None]:
+    """Time, memory and size of one run from its events; None where it was not recorded."""
+    trained, evaluated = record.events_named("task_trained"), record.events_named("evaluated")
+    finished = record.events_named("run_finished")
+    stored = _numbers(trained, "stored_samples")
+    return {
+        "seconds": next(iter(_numbers(finished, "seconds")), None),
+        "training_seconds": sum(_numbers(trained, "seconds")) if trained else None,
+        "evaluation_seconds": sum(_numbers(evaluated, "seconds")) if evaluated else None,
+        "peak_memory_bytes": max(_numbers(trained, "peak_memory_bytes"), default=None),
+        "trainable_parameters": max(_numbers(trained, "trainable_parameters"), default=None),
+        "stored_samples": stored[-1] if stored else None,
+    }
+
+
+def _numbers(events: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    values = (e.get(name) for e in events)
+    return [float(v) for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+
+
+def _protocol(runs: Sequence[Record], name: str) -> str:
+    if name == "seeds":
+        return ", ".join(str(r.seed) for r in runs)
+    tables = [r.environment.get("protocol") for r in runs]
+    values = [words(t.get(name)) for t in tables if isinstance(t, dict)]
+    return "; ".join(dict.fromkeys(v for v in values if v)) or "not recorded"
+
+
+def words(value: Any) -> str:
+    """A setting as short text: long lists are cut, with their length.
+
+    >>> words({"epochs": 2, "order": list(range(100))})
+    'epochs 2, order 0 1 2 3 4 5 6 7 … (100 in all)'
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {words(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, (list, tuple)):
+        shown = " ".join(words(v) for v in value[:8])
+        return f"{shown} … ({len(value)} in all)" if len(value) > 8 else shown
+    return str(value)
+
+
+def percent(cell: Cell | None, n_seeds: int = 0, digits: int = 2) -> str:
+    """A fraction and its spread in percent; says so when not all ``n_seeds`` have a number.
+
+    >>> percent(Cell(0.91666, 0.0031, 3)), percent(Cell(0.5, None, 1), n_seeds=3), percent(None)
+    ('91.67 ± 0.31', '50.00 (1 of 3 seeds)', '–')
+    """
+    if cell is None:
+        return "–"
+    spread = "" if cell.std is None else f" ± {100 * cell.std:.{digits}f}"
+    part = f" ({cell.n} of {n_seeds} seeds)" if cell.n < n_seeds else ""
+    return f"{100 * cell.mean + 0.0:.{digits}f}{spread}{part}"
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heading and body of the summary in percent; metrics that no row has are left out, but for the first three."""
+    shown = [(name, head) for name, head, always in METRICS if always or any(r.metrics[name] for r in rows)]
+    several = len({r.stream for r in rows}) > 1
+    heading = [*(["stream"] if several else []), "experiment", "label", "seeds", *(head for _, head in shown)]
+    body = [
+        [
+            *([r.stream] if several else []),
+            r.experiment,
+            r.label,
+            str(len(r.seeds)),
+            *(percent(r.metrics[name], len(r.seeds)) for name, _ in shown),
+        ]
+        for r in rows
+    ]
+    return heading, body
+
+
+def protocol_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heading and body of the eight protocol fields, without which numbers cannot be compared."""
+    heading = ["experiment", "label", *PROTOCOL]
+    return heading, [[r.experiment, r.label, *(r.protocol[name] for name in PROTOCOL)] for r in rows]
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """Summary and protocol as two Markdown tables."""
+    return "\n\n".join(_markdown(*part) for part in (table(rows), protocol_table(rows))) + "\n"
+
+
+def _markdown(heading: list[str], body: list[list[str]]) -> str:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |"
+
+    return "\n".join([line(heading), line(["---"] * len(heading)), *map(line, body)])
+
+
+def to_text(rows: Sequence[Row]) -> str:
+    """The summary as aligned plain text."""
+    heading, body = table(rows)
+    lines = [heading, *([" ".join(c.split()) for c in line] for line in body)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
+    n_names = heading.index("seeds")
+    return "".join(
+        "  ".join(c.ljust(w) if i < n_names else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """Everything in the rows as JSON; fractions, not percentages; null where unknown."""
+
+    def cells(named: Mapping[str, Cell | None]) -> dict[str, Any]:
+        return {k: None if c is None else {"mean": c.mean, "std": c.std, "n": c.n} for k, c in named.items()}
+
+    content = [
+        {
+            "experiment": r.experiment,
+            "label": r.label,
+            "method": r.method,
+            "stream": r.stream,
+            "seeds": list(r.seeds),
+            "metrics": cells(r.metrics),
+            "costs": cells(r.costs),
+            "joint": list(r.joint),
+            "protocol": dict(r.protocol),
+            "records": [str(record.folder) for record in r.records],
+            "matrix_mean": _mean_matrix(r),
+        }
+        for r in rows
+    ]
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def _mean_matrix(row: Row) -> list[list[float | None]]:
+    mean = np.mean([accuracies(r).matrix for r in row.records], axis=0)
+    return [[float(v) if np.isfinite(v) else None for v in line] for line in mean]
