@@ -1,3 +1,86 @@
-"""tangentcl: parameter-efficient continual learning seen through the Neural Tangent Kernel."""
+"""tangentcl: parameter-efficient continual learning seen through the Neural Tangent Kernel.
+
+The public names below are loaded when they are first used, so that importing the package costs nothing.
+
+>>> import tangentcl
+>>> tangentcl.class_incremental(tangentcl.load("digits"), n_tasks=5).n_classes
+10
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from tangentcl.errors import TangentclError, nearest
+
+if TYPE_CHECKING:
+    from tangentcl.data import (
+        Source,
+        Task,
+        TaskStream,
+        class_incremental,
+        domain_incremental,
+        few_shot,
+        from_arrays,
+        load,
+        task_incremental,
+    )
+    from tangentcl.experiments import load_experiment
+    from tangentcl.methods import METHODS, NCM, Finetune, Joint, Method, Replay
+    from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
+    from tangentcl.records import Record
+    from tangentcl.training import StreamResult, TrainingPlan, run_stream
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "data": ("load from_arrays class_incremental domain_incremental task_incremental few_shot Task TaskStream Source"),
+    "nn": "backbone from_module Backbone add_lora add_peft",
+    "methods": "METHODS Method Finetune NCM Joint Replay",
+    "training": "TrainingPlan run_stream StreamResult",
+    "experiments": "load_experiment",
+    "records": "Record",
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
+
+__all__ = [
+    "METHODS",
+    "NCM",
+    "Backbone",
+    "Finetune",
+    "Joint",
+    "Method",
+    "Record",
+    "Replay",
+    "Source",
+    "StreamResult",
+    "TangentclError",
+    "Task",
+    "TaskStream",
+    "TrainingPlan",
+    "add_lora",
+    "add_peft",
+    "backbone",
+    "class_incremental",
+    "domain_incremental",
+    "few_shot",
+    "from_arrays",
+    "from_module",
+    "load",
+    "load_experiment",
+    "run_stream",
+    "task_incremental",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"tangentcl.{_HOME[name]}"), name)
+    if name.startswith("__"):
+        raise AttributeError(name)
+    raise AttributeError(f"module 'tangentcl' has no attribute {name!r}.{nearest(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

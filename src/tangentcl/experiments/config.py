@@ -1,0 +1,266 @@
+"""Experiment files: each TOML table becomes the keywords of one constructor, and a mistyped key is answered."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tangentcl.errors import ConfigError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Table = dict[str, Any]
+
+TABLES = ("source", "stream", "backbone", "transform", "plan", "method")
+TOP = ("name", "seeds", "save", *TABLES)
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One ``[[method]]`` of an experiment: what to call it, the method's keywords, and its changes to the plan."""
+
+    label: str
+    name: str
+    keywords: Table
+    plan: Table
+
+    @property
+    def slug(self) -> str:
+        """The label as a folder name."""
+        return slug(self.label)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Methods on one stream, for several seeds.
+
+    Attributes:
+        name: folder of the records below the output folder.
+        seeds: one run per method and seed.
+        source, stream, backbone, transform, plan: keywords of `tangentcl.data.load`, of the stream's function in
+            `tangentcl.data.STREAMS` (with ``kind``), of `tangentcl.nn.backbone`, of the training transform, and of
+            `tangentcl.training.TrainingPlan`.
+        methods: what is compared.
+        save: whether each record keeps the trained learner.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    source: Table
+    stream: Table
+    backbone: Table
+    plan: Table
+    methods: tuple[MethodEntry, ...]
+    transform: Table = field(default_factory=dict)
+    save: bool = True
+
+    def resolved(self, entry: MethodEntry, seed: int) -> Table:
+        """All settings of one run, as they are written into its record."""
+        return {
+            "name": self.name,
+            "label": entry.label,
+            "seed": seed,
+            "save": self.save,
+            "source": copy.deepcopy(self.source),
+            "stream": copy.deepcopy(self.stream),
+            "backbone": copy.deepcopy(self.backbone),
+            "transform": copy.deepcopy(self.transform),
+            "plan": {**self.plan, **entry.plan},
+            "method": {"name": entry.name, **copy.deepcopy(entry.keywords)},
+        }
+
+
+def load_experiment(
+    path: str | Path, *, settings: Sequence[str] = (), seeds: Sequence[int] | None = None
+) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: a TOML file; ``$NAME`` in its strings is replaced by the environment variable.
+        settings: changes like ``"plan.epochs=5"``; values are TOML, and a value that is no TOML is taken as a string.
+            ``method.rank=4`` changes every method, ``method.LABEL.rank=4`` one of them.
+        seeds: instead of the file's.
+
+    Raises:
+        ConfigError: missing file, broken TOML, unknown table or key, value of a wrong type.
+    """
+    path = Path(path)
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except FileNotFoundError as error:
+        around = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        raise ConfigError(f"there is no experiment file {path}.{nearest(path.name, around)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"experiment file {path} cannot be read: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"experiment file {path} is not valid TOML: {error}") from error
+    for setting in settings:
+        apply_setting(document, setting)
+    if seeds is not None:
+        document["seeds"] = list(seeds)
+    document.setdefault("name", path.stem)
+    return experiment_from(document, where=str(path))
+
+
+def apply_setting(document: Table, setting: str) -> None:
+    """Change ``document`` in place by one ``table.key=value``.
+
+    >>> document = {"plan": {"epochs": 1}}
+    >>> apply_setting(document, "plan.epochs=5"); document
+    {'plan': {'epochs': 5}}
+    """
+    key, equals, text = setting.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"--set expects table.key=value, for example plan.epochs=5, got {setting!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if parts[0] not in TOP:
+        raise ConfigError(f"--set {setting}: there is no table {parts[0]!r}.{nearest(parts[0], TOP)}")
+    if parts[0] == "method":
+        targets = _method_tables(document)
+        if len(parts) > 2 and parts[1] != "plan":
+            labels = {slug(_label(table)): table for table in targets}
+            if slug(parts[1]) not in labels:
+                raise ConfigError(f"--set {setting}: there is no method {parts[1]!r}.{nearest(parts[1], labels)}")
+            targets = [labels[slug(parts[1])]]
+            parts = ["method", *parts[2:]]
+    else:
+        targets = [document.setdefault(parts[0], {})] if len(parts) > 1 else [document]
+        if len(parts) == 1:
+            document[parts[0]] = value
+            return
+    if len(parts) == 1:
+        raise ConfigError(f"--set {setting}: name a key of the table, as in {parts[0]}.KEY=value")
+    for table in targets:
+        for part in parts[1:-1]:
+            table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {setting}: {'.'.join(parts[:-1])} is a value, not a table")
+        table[parts[-1]] = value
+
+
+def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> Experiment:
+    """Check a parsed document and make an `Experiment` of it; ``where`` begins every error."""
+    document: Table = _expanded(copy.deepcopy(dict(parsed)), where)
+    for key in document:
+        if key not in TOP:
+            raise ConfigError(f"{where}: unknown key or table {key!r}.{nearest(key, TOP)}")
+    for name in ("source", "stream", "backbone", "transform", "plan"):
+        if not isinstance(document.setdefault(name, {}), dict):
+            raise ConfigError(f"{where}: {name} must be a table, [{name}], got {document[name]!r}")
+    name, seeds, save = document.get("name", "experiment"), document.get("seeds", [0]), document.get("save", True)
+    if not isinstance(name, str) or not slug(name):
+        raise ConfigError(f"{where}: name must be a string with a letter or digit, got {name!r}")
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        seeds = [seeds]
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int or s < 0 for s in seeds):
+        raise ConfigError(f"{where}: seeds must be whole numbers of at least 0, as in [0, 1, 2], got {seeds!r}")
+    if len(set(seeds)) != len(seeds):
+        raise ConfigError(f"{where}: seeds must differ, got {seeds}")
+    if not isinstance(save, bool):
+        raise ConfigError(f"{where}: save must be true or false, got {save!r}")
+    entries = [_entry(table, where) for table in _method_tables(document)]
+    if not entries:
+        raise ConfigError(f"{where}: no method to run; add a [[method]] table with a name")
+    slugs = [entry.slug for entry in entries]
+    for entry in entries:
+        if slugs.count(entry.slug) > 1:
+            raise ConfigError(f"{where}: two methods are labelled {entry.label!r}; give each a label of its own")
+    document["source"].setdefault("name", "digits")
+    document["stream"].setdefault("kind", "class_incremental")
+    document["backbone"].setdefault("name", "bundled")
+    return Experiment(
+        name=slug(name),
+        seeds=tuple(seeds),
+        methods=tuple(entries),
+        save=save,
+        **{key: document[key] for key in ("source", "stream", "backbone", "transform", "plan")},
+    )
+
+
+def call(
+    function: Callable[..., Any], keywords: Table, *, table: str, given: Sequence[Any] = (), aliases: Sequence[str] = ()
+) -> Any:
+    """Call ``function(*given, **keywords)`` after checking the keys of a table against its signature.
+
+    Args:
+        table: name of the table in errors.
+        aliases: further keys that the caller has already taken out, to be named among the known ones.
+
+    Raises:
+        ConfigError: a key that the function does not take (with the nearest it does), or one that it lacks.
+    """
+    parameters = list(inspect.signature(function).parameters.values())[len(given) :]
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for key in keywords:
+        if key not in known and not open_ended:
+            raise ConfigError(f"[{table}] does not know {key!r}.{nearest(key, [*known, *aliases])}")
+    for p in parameters:
+        if p.default is p.empty and p.name in known and p.name not in keywords:
+            raise ConfigError(f"[{table}] lacks {p.name!r}, which {function.__name__} needs")
+    return function(*given, **keywords)
+
+
+def slug(text: str) -> str:
+    """Letters, digits, dots and dashes of ``text``, for use as a folder name.
+
+    >>> slug("LoRA, all logits (r=8)")
+    'lora-all-logits-r-8'
+    """
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def _entry(table: Table, where: str) -> MethodEntry:
+    table = dict(table)
+    name, plan = table.pop("name", None), table.pop("plan", {})
+    label = table.pop("label", name)
+    if not isinstance(name, str):
+        raise ConfigError(f'{where}: every [[method]] needs a name, as in name = "finetune", got {name!r}')
+    if not isinstance(label, str) or not slug(label):
+        raise ConfigError(f"{where}: the label of method {name!r} must hold a letter or digit, got {label!r}")
+    if not isinstance(plan, dict):
+        raise ConfigError(f"{where}: plan of method {name!r} must be a table, [method.plan], got {plan!r}")
+    return MethodEntry(label=label, name=name, keywords=table, plan=plan)
+
+
+def _label(table: Table) -> str:
+    return str(table.get("label", table.get("name", "")))
+
+
+def _method_tables(document: Mapping[str, Any]) -> list[Table]:
+    tables = document.get("method", [])
+    tables = [tables] if isinstance(tables, dict) else tables
+    if not isinstance(tables, list) or any(not isinstance(table, dict) for table in tables):
+        raise ConfigError(f"method must be a table, [method] or [[method]], got {tables!r}")
+    return tables
+
+
+def _expanded(value: Any, where: str) -> Any:
+    """Environment variables in strings; a name that is not set is an error, not an empty string."""
+    if isinstance(value, dict):
+        return {key: _expanded(item, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(item, where) for item in value]
+    if isinstance(value, str) and "$" in value:
+        expanded = os.path.expandvars(value)
+        missing = re.search(r"\$\{?(\w+)", expanded)
+        if missing:
+            raise ConfigError(f"{where}: {value!r} needs the environment variable {missing[1]}, which is not set")
+        return expanded
+    return value

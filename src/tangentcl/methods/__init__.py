@@ -1,0 +1,44 @@
+"""Continual learners: one method, one file. `METHODS` maps the names used in experiment files to classes."""
+
+from __future__ import annotations
+
+import importlib
+
+from tangentcl.errors import ConfigError, nearest
+from tangentcl.methods.finetune import Finetune
+from tangentcl.methods.joint import Joint
+from tangentcl.methods.method import Method
+from tangentcl.methods.ncm import NCM
+from tangentcl.methods.replay import Replay
+
+METHODS: dict[str, type[Method]] = {
+    "finetune": Finetune,
+    "ncm": NCM,
+    "joint": Joint,
+    "replay": Replay,
+}
+
+__all__ = ["METHODS", "NCM", "Finetune", "Joint", "Method", "Replay", "method_class"]
+
+
+def method_class(name: str) -> type[Method]:
+    """The class behind a name of `METHODS` or a ``"package.module:Class"``.
+
+    Raises:
+        ConfigError: unknown name, module that does not import, or not a `Method`.
+
+    >>> method_class("ncm").__name__
+    'NCM'
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if ":" not in name:
+        raise ConfigError(f"unknown method {name!r}.{nearest(name, METHODS)} Or give 'package.module:Class'.")
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"method {name!r} cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ConfigError(f"method {name!r} is not a subclass of tangentcl.methods.Method")
+    return found

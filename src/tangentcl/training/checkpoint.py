@@ -1,0 +1,76 @@
+"""A trained learner as files: what was learned, without the frozen weights it stands on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from tangentcl.errors import ModelError, RecordError
+from tangentcl.methods import Method
+from tangentcl.nn import Backbone
+
+LEARNER = "learner.safetensors"
+
+
+def learned_tensors(method: Method) -> dict[str, Tensor]:
+    """The part of the state dict that training can change: trainable parameters, and tensors outside frozen backbones.
+
+    A backbone of which nothing is trained contributes nothing, one with adapters its adapters only.
+    """
+    frozen = {name for name, p in method.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    for name, module in method.named_modules():
+        if isinstance(module, Backbone) and not any(p.requires_grad for p in module.parameters()):
+            frozen |= {f"{name}.{key}" for key in module.state_dict()}
+    return {key: value for key, value in method.state_dict().items() if key not in frozen and isinstance(value, Tensor)}
+
+
+def save_learner(method: Method, folder: str | Path) -> Path:
+    """Write `learned_tensors` to ``folder/learner.safetensors``, in one piece or not at all; returns the file.
+
+    Raises:
+        RecordError: the folder cannot be written.
+    """
+    path = Path(folder) / LEARNER
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in learned_tensors(method).items()}
+    aside = path.with_suffix(".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            file.write(save(tensors, metadata={"format": "pt", "method": type(method).__name__}))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise RecordError(f"the trained learner cannot be written to {path}: {error}") from error
+    return path
+
+
+def load_learner(method: Method, folder: str | Path) -> Method:
+    """Load what `save_learner` wrote into a method that was constructed and led through ``begin_task`` alike.
+
+    Raises:
+        ModelError: missing or damaged file, or tensors of another method, stream or backbone.
+    """
+    path = Path(folder) / LEARNER
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no trained learner at {path}; was it saved (save = true)?") from error
+    except Exception as error:  # safetensors raises its own type for a damaged file
+        raise ModelError(f"{path} is damaged: {error}") from error
+    expected = learned_tensors(method)
+    if missing := sorted(set(expected) - set(tensors)):
+        raise ModelError(f"{path} lacks {len(missing)} tensors, among them {missing[:3]}: another method or options?")
+    if unknown := sorted(set(tensors) - set(expected)):
+        raise ModelError(f"{path} holds {len(unknown)} unknown tensors, among them {unknown[:3]}: another method?")
+    for key, value in tensors.items():
+        here = expected[key]
+        if value.shape != here.shape and not key.endswith("_extra_state"):
+            raise ModelError(f"{path}: {key} has shape {tuple(value.shape)}, here it is {tuple(here.shape)}")
+    with torch.no_grad():
+        method.load_state_dict({**method.state_dict(), **tensors})
+    return method

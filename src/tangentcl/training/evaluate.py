@@ -1,0 +1,67 @@
+"""Accuracy of a method on samples, counted class by class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tangentcl.data import Samples
+from tangentcl.errors import ModelError
+from tangentcl.methods import Method
+from tangentcl.training.runtime import Runtime
+
+
+def predicted_classes(
+    method: Method, samples: Samples, runtime: Runtime, *, batch_size: int = 256, among: Sequence[int] | None = None
+) -> Tensor:
+    """Predicted stream label of every sample, ``[n]`` int64 on the CPU; the samples are shared among processes.
+
+    Args:
+        among: classes to choose from, as in task-incremental evaluation; all seen classes when ``None``.
+
+    Raises:
+        ModelError: a score is NaN, named with its sample.
+    """
+    n = len(samples)
+    bounds = [n * r // runtime.world for r in range(runtime.world + 1)]
+    low, high = bounds[runtime.rank], bounds[runtime.rank + 1]
+    predicted = torch.zeros(n, dtype=torch.int64, device=runtime.device)
+    was_training, position, damaged = method.training, low, -1
+    method.eval()
+    with torch.inference_mode():
+        for x, _ in samples.subset(np.arange(low, high)).batches(batch_size):
+            with runtime.autocast():
+                scores = method.predict(runtime.to_device(x))  # [B, n_seen]
+            bad = torch.isnan(scores).any(dim=1)
+            if damaged < 0 and bool(bad.any()):
+                damaged = position + int(bad.nonzero()[0])
+            if among is None:
+                best = scores.argmax(dim=1)
+            else:
+                allowed = torch.as_tensor(among, device=scores.device)
+                best = allowed[scores[:, allowed].argmax(dim=1)]
+            predicted[position : position + len(best)] = best
+            position += len(best)
+    method.train(was_training)
+    worst = runtime.sum(torch.tensor([damaged + 1], device=runtime.device))  # every process must stop together
+    if int(worst) > 0:
+        raise ModelError(
+            f"{type(method).__name__}.predict gave NaN"
+            + (f" for sample {samples.ids[damaged]!r}" if damaged >= 0 else "")
+            + ". Training may have diverged: try a smaller plan.lr, or plan.clip_norm."
+        )
+    return runtime.sum(predicted).cpu()
+
+
+def count_correct(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """Correct predictions and samples of each class, two ``[n_classes]`` int64 tensors.
+
+    >>> count_correct(torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]), 3)
+    (tensor([1, 1, 0]), tensor([2, 1, 0]))
+    """
+    total = torch.bincount(labels, minlength=n_classes)
+    correct = torch.bincount(labels[predicted == labels], minlength=n_classes)
+    return correct, total

@@ -1,0 +1,193 @@
+"""A method learns a stream: begin, train, end, evaluate, task after task."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tangentcl import metrics
+from tangentcl.data import Task, TaskStream
+from tangentcl.errors import DataError
+from tangentcl.methods import Method
+from tangentcl.nn import Backbone, trainable_parameters
+from tangentcl.training.evaluate import count_correct, predicted_classes
+from tangentcl.training.loop import Emit, TaskFit
+from tangentcl.training.memory import peak_memory_bytes, reset_peak_memory
+from tangentcl.training.order import derived_seed
+from tangentcl.training.plan import TrainingPlan
+from tangentcl.training.runtime import Runtime
+
+
+@dataclass
+class StreamResult:
+    """What a method got right, after every task.
+
+    Attributes:
+        scenario: of the stream.
+        matrix: ``[T, T]``; row t, column k is the accuracy on task k's test samples after training on task t, in
+            [0, 1], NaN where it was not evaluated.
+        n_test: test samples of each task, ``[T]``.
+        class_correct: correct test predictions of each class after each task, ``[T, C]``, NaN where not evaluated.
+        class_total: test samples of each class, ``[C]``.
+        predictions: ``predictions[t][k]`` are the predicted stream labels of task k's test samples after task t.
+    """
+
+    scenario: str
+    matrix: NDArray[np.float64]
+    n_test: NDArray[np.int64]
+    class_correct: NDArray[np.float64]
+    class_total: NDArray[np.int64]
+    predictions: list[dict[int, NDArray[np.int64]]] = field(default_factory=list)
+
+    @staticmethod
+    def empty(stream: TaskStream) -> StreamResult:
+        """Nothing evaluated yet."""
+        n, c = len(stream), stream.n_classes
+        total = np.zeros(c, dtype=np.int64)
+        for task in stream:
+            total += np.bincount(task.test.labels, minlength=c)
+        return StreamResult(
+            scenario=stream.scenario,
+            matrix=np.full((n, n), np.nan),
+            n_test=np.array([len(task.test) for task in stream]),
+            class_correct=np.full((n, c), np.nan),
+            class_total=total,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """All metrics that can be computed from the matrix, see `tangentcl.metrics.summary`."""
+        return metrics.summary(self.matrix, self.n_test, self.class_correct, self.class_total, scenario=self.scenario)
+
+
+def ignore(event: str, fields: dict[str, Any]) -> None:
+    """Observe nothing."""
+
+
+def run_stream(
+    method: Method, stream: TaskStream, plan: TrainingPlan, *, runtime: Runtime | None = None, emit: Emit = ignore
+) -> StreamResult:
+    """Train ``method`` on every task of ``stream`` in order and evaluate it after each.
+
+    After task t the method is evaluated on the tasks 0..t; in a domain-incremental stream, whose classes are all known
+    from the start, on all tasks. In a task-incremental stream it chooses among the classes of the sample's task.
+
+    Args:
+        method: freshly constructed.
+        stream: its samples carry transforms, or those of the method's backbone are used.
+        plan: the recipe, the same for every task.
+        runtime: device and processes; made from the plan if not given.
+        emit: called with the name and the fields of every event (see ``docs/records``).
+
+    Raises:
+        NonFiniteLoss, DataError, ConfigError, ModelError: with task and step where they apply.
+    """
+    runtime = runtime or Runtime(device=plan.device, precision=plan.precision)
+    stream = with_backbone_transforms(stream, method)
+    method.to(runtime.device)
+    result = StreamResult.empty(stream)
+    began = time.perf_counter()
+    emit("run_started", {"n_tasks": len(stream), "n_classes": stream.n_classes})
+    for task in stream:
+        if not learn_task(method, task, plan, runtime, emit):
+            result.predictions.append({})
+            continue
+        evaluate_stage(method, stream, task.index, result, plan, runtime, emit)
+    emit("run_finished", {"seconds": time.perf_counter() - began})
+    return result
+
+
+def with_backbone_transforms(stream: TaskStream, method: Method) -> TaskStream:
+    """``stream`` under the transforms of the method's backbone, unless it carries its own.
+
+    Raises:
+        DataError: neither has any.
+    """
+    if stream[0].train.transform is not None:
+        return stream
+    backbones = [module for module in method.modules() if isinstance(module, Backbone)]
+    if not backbones or backbones[0].eval_transform is None:
+        raise DataError(
+            f"the samples of stream '{stream.name}' have no transform, and the method's backbone brings none. "
+            f"Use stream.with_transforms(train, evaluation)."
+        )
+    train, evaluation = backbones[0].train_transform, backbones[0].eval_transform
+    return stream.with_transforms(train or evaluation, evaluation)
+
+
+def learn_task(method: Method, task: Task, plan: TrainingPlan, runtime: Runtime, emit: Emit) -> bool:
+    """One task without evaluation; whether anything was learned (see `Method.training_samples`)."""
+    reset_peak_memory(runtime.device)
+    began = time.perf_counter()
+    torch.manual_seed(derived_seed(plan.seed, "begin", task.index))  # new parameters are the same in every process
+    method.begin_task(task)
+    method.to(runtime.device)
+    samples = method.training_samples(task)
+    if samples is None:
+        return False
+    if len(samples) == 0:
+        raise DataError(f"{type(method).__name__} gave no sample to train on at task {task.index} ('{task.name}')")
+    emit(
+        "task_started",
+        {"task": task.index, "name": task.name, "n_train": len(samples), "n_classes": len(task.classes)},
+    )
+    steps = 0
+    if any(p.requires_grad for p in method.parameters()):
+        fit = TaskFit(method, task, samples, plan, runtime, emit)
+        steps = fit.run()
+    method.eval()
+    with runtime.autocast():
+        method.end_task(task)
+    emit(
+        "task_trained",
+        {
+            "task": task.index,
+            "steps": steps,
+            "seconds": time.perf_counter() - began,
+            "trainable_parameters": trainable_parameters(method),
+            "stored_samples": method.stored_samples,
+            "peak_memory_bytes": peak_memory_bytes(runtime.device),
+        },
+    )
+    return True
+
+
+def evaluate_stage(
+    method: Method,
+    stream: TaskStream,
+    stage: int,
+    result: StreamResult,
+    plan: TrainingPlan,
+    runtime: Runtime,
+    emit: Emit,
+) -> None:
+    """Fill row ``stage`` of ``result``."""
+    began = time.perf_counter()
+    correct = np.zeros(stream.n_classes)
+    predictions: dict[int, NDArray[np.int64]] = {}
+    last = len(stream) - 1 if stream.scenario == "domain" else stage
+    for task in stream.tasks[: last + 1]:
+        among = task.classes if stream.scenario == "task" else None
+        predicted = predicted_classes(method, task.test, runtime, batch_size=plan.eval_batch_size, among=among)
+        labels = torch.as_tensor(task.test.labels)
+        right, total = count_correct(predicted, labels, stream.n_classes)
+        result.matrix[stage, task.index] = float(right.sum()) / float(total.sum())
+        correct += right.numpy()
+        predictions[task.index] = predicted.numpy()
+    result.predictions.append(predictions)
+    result.class_correct[stage] = correct
+    if stream.scenario != "domain":
+        result.class_correct[stage, stream[stage].n_seen :] = np.nan
+    row = result.matrix[stage]
+    emit(
+        "evaluated",
+        {
+            "task": stage,
+            "seconds": time.perf_counter() - began,
+            "accuracy": [None if np.isnan(value) else float(value) for value in row],
+        },
+    )

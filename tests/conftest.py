@@ -1,0 +1,86 @@
+"""Small streams and backbones that every test of methods and training shares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tangentcl.data import ArrayTransform, Source, TaskStream, class_incremental, from_arrays
+from tangentcl.nn import Backbone, from_module
+
+SIDE, TOKENS, WIDTH = 4, 3, 16
+
+
+class TinyTransformer(nn.Module):
+    """One attention block over [B, 3, 4] inputs, with dropout that a frozen backbone must never run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(SIDE, WIDTH)
+        self.drop = nn.Dropout(0.5)
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.drop(self.embed(x))
+        h = h + self.o(nn.functional.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h)))
+        return (h + self.fc2(nn.functional.gelu(self.fc1(h)))).mean(dim=1)
+
+
+@pytest.fixture
+def tiny_backbone() -> Callable[[], Backbone]:
+    """A function that makes the same small frozen backbone each time."""
+
+    def make() -> Backbone:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            module = TinyTransformer()
+        sample = torch.zeros(2, TOKENS, SIDE)
+        return from_module(module, None, WIDTH, name="tiny", modality="array", sample=sample)
+
+    return make
+
+
+@pytest.fixture
+def tiny_source() -> Source:
+    """Six Gaussian classes of [3, 4] arrays, 20 training and 8 test samples each."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(6, TOKENS, SIDE)) * 2
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = np.repeat(np.arange(6), n)
+        return (centres[labels] + rng.normal(size=(len(labels), TOKENS, SIDE))).astype(np.float32), labels
+
+    return from_arrays(*draw(20), *draw(8), name="gaussians", modality="array")
+
+
+@pytest.fixture
+def tiny_stream(tiny_source: Source) -> TaskStream:
+    """Three tasks of two classes."""
+    stream = class_incremental(tiny_source, n_tasks=3)
+    return stream.with_transforms(ArrayTransform(), ArrayTransform())
+
+
+def _folder(variable: str) -> Path:
+    value = os.environ.get(variable)
+    if not value:
+        pytest.skip(f"{variable} is not set")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """$TANGENTCL_DATA, or the test skips."""
+    return _folder("TANGENTCL_DATA")
+
+
+@pytest.fixture(scope="session")
+def models_folder() -> Path:
+    """$TANGENTCL_MODELS, or the test skips."""
+    return _folder("TANGENTCL_MODELS")

@@ -1,0 +1,195 @@
+"""What every method must hold to: a new entry of METHODS is found and tested here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tangentcl.data import Samples, TaskStream
+from tangentcl.methods import METHODS, Method, method_class
+from tangentcl.nn import Backbone
+from tangentcl.training import Runtime, TrainingPlan, run_stream
+from tangentcl.training.checkpoint import load_learner, save_learner
+from tangentcl.training.stream import ignore, learn_task
+
+# Keywords that make a method small, and further variants worth the whole contract.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "finetune": ("finetune", {"rank": 2}),
+    "finetune-current": ("finetune", {"rank": 2, "logits": "current"}),
+    "finetune-head": ("finetune", {"tune": "head"}),
+    "finetune-full": ("finetune", {"tune": "full"}),
+    "ncm": ("ncm", {}),
+    "ncm-euclidean": ("ncm", {"metric": "euclidean"}),
+    "joint": ("joint", {"rank": 2}),
+    "joint-every-task": ("joint", {"rank": 2, "every_task": True}),
+    "replay": ("replay", {"rank": 2, "budget": 12}),
+    "replay-herding": ("replay", {"rank": 2, "budget": 12, "selection": "herding"}),
+}
+PLAN = TrainingPlan(epochs=2, batch_size=8, lr=0.01, device="cpu", seed=3)
+
+Make = Callable[[], Method]
+
+
+def test_every_method_has_a_variant() -> None:
+    assert {name for name, _ in VARIANTS.values()} == set(METHODS)
+
+
+@pytest.fixture(params=sorted(VARIANTS))
+def make(request: pytest.FixtureRequest, tiny_backbone: Callable[[], Backbone]) -> Make:
+    name, keywords = VARIANTS[request.param]
+
+    def build() -> Method:
+        torch.manual_seed(0)
+        return method_class(name)(tiny_backbone(), **keywords)
+
+    return build
+
+
+def _trained(make: Make, stream: TaskStream) -> Method:
+    method = make()
+    run_stream(method, stream, PLAN)
+    return method
+
+
+def _test_batch(stream: TaskStream) -> torch.Tensor:
+    return torch.cat([x for task in stream for x, _ in task.test.batches(100)])
+
+
+def _scores(method: Method, x: torch.Tensor) -> torch.Tensor:
+    method.eval()
+    with torch.no_grad():
+        return method.predict(x)
+
+
+def test_equal_seeds_give_equal_numbers(make: Make, tiny_stream: TaskStream) -> None:
+    first, second = make(), make()
+    a, b = run_stream(first, tiny_stream, PLAN), run_stream(second, tiny_stream, PLAN)
+    np.testing.assert_array_equal(a.matrix, b.matrix)
+    x = _test_batch(tiny_stream)
+    assert torch.equal(_scores(first, x), _scores(second, x))
+
+
+def test_learns_the_last_task_and_predicts_every_seen_class(make: Make, tiny_stream: TaskStream) -> None:
+    method = make()
+    run_stream(method, tiny_stream, dataclasses.replace(PLAN, epochs=4))
+    assert _scores(method, _test_batch(tiny_stream)).shape == (48, 6)
+    last = tiny_stream[2]
+    x, y = next(last.test.batches(100))
+    within = _scores(method, x)[:, list(last.classes)].argmax(dim=1) + last.classes[0]
+    assert float((within == y).float().mean()) > 0.8  # chance is one half
+
+
+def test_frozen_parameters_stay_bit_equal(make: Make, tiny_stream: TaskStream) -> None:
+    method = make()
+    before = {name: p.detach().clone() for name, p in method.named_parameters() if not p.requires_grad}
+    run_stream(method, tiny_stream, PLAN)
+    after = dict(method.named_parameters())
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+        assert not after[name].requires_grad
+
+
+def test_state_round_trip(make: Make, tiny_stream: TaskStream) -> None:
+    method = _trained(make, tiny_stream)
+    restored = make()
+    for task in tiny_stream:
+        restored.begin_task(task)
+    restored.load_state_dict(copy.deepcopy(method.state_dict()))
+    x = _test_batch(tiny_stream)
+    assert torch.equal(_scores(restored, x), _scores(method, x))
+    assert restored.stored_samples == method.stored_samples
+
+
+def test_learner_file_round_trip(make: Make, tiny_stream: TaskStream, tmp_path: Any) -> None:
+    method = _trained(make, tiny_stream)
+    save_learner(method, tmp_path)
+    restored = make()
+    for task in tiny_stream:
+        restored.begin_task(task)
+    load_learner(restored, tmp_path)
+    x = _test_batch(tiny_stream)
+    assert torch.equal(_scores(restored, x), _scores(method, x))
+
+
+def test_every_trainable_tensor_gets_a_gradient_within_two_steps(make: Make, tiny_stream: TaskStream) -> None:
+    method = make()
+    for task in tiny_stream:
+        method.begin_task(task)
+        samples = method.training_samples(task)
+        if samples is None:
+            continue
+        trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+        alive: set[str] = set()
+        method.train()
+        optimizer = torch.optim.SGD(trained.values(), lr=0.1) if trained else None
+        for x, y in list(samples.batches(16))[:2]:
+            terms = method.training_loss(x, y)
+            assert bool(terms) == bool(trained), "a term if and only if something is trained"
+            if optimizer is None:
+                continue
+            optimizer.zero_grad()
+            torch.stack(list(terms.values())).sum().backward()
+            alive |= {name for name, p in trained.items() if p.grad is not None and bool(p.grad.any())}
+            optimizer.step()
+        assert alive == set(trained)
+
+
+def test_prediction_does_not_depend_on_the_batch(make: Make, tiny_stream: TaskStream) -> None:
+    method = _trained(make, tiny_stream)
+    x = _test_batch(tiny_stream)
+    together = _scores(method, x)
+    alone = torch.cat([_scores(method, x[i : i + 1]) for i in range(len(x))])
+    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-5)
+    shuffled = torch.randperm(len(x))
+    torch.testing.assert_close(_scores(method, x[shuffled]), together[shuffled], rtol=1e-5, atol=1e-5)
+
+
+def _holds_samples(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, Samples) or type(value).__name__ in ("Task", "TaskStream"):
+        return True
+    if depth > 3:
+        return False
+    if isinstance(value, dict):
+        return any(_holds_samples(item, depth + 1) for item in value.values())
+    if isinstance(value, (list, tuple, set)):
+        return any(_holds_samples(item, depth + 1) for item in value)
+    return False
+
+
+def test_keeps_no_training_sample_unless_declared(make: Make, tiny_stream: TaskStream) -> None:
+    method = _trained(make, tiny_stream)
+    holds = any(
+        _holds_samples(vars(module)) for module in method.modules() if type(module).__module__.startswith("tangentcl")
+    )
+    data = torch.cat([x for task in tiny_stream for x, _ in task.train.batches(100)]).flatten(1)  # [n, 12]
+    for name, value in method.state_dict().items():
+        rows = value.detach().double().reshape(-1, 12) if value.numel() and value.numel() % 12 == 0 else None
+        if rows is not None:
+            hidden = (torch.cdist(rows, data.double()) < 1e-9).any()
+            holds |= bool(hidden)
+            assert not hidden or method.keeps_samples, f"{name} holds training samples"
+    assert holds == method.keeps_samples
+    assert (method.stored_samples > 0) == method.keeps_samples
+
+
+def test_base_and_uneven_tasks(make: Make, tiny_source: Any) -> None:
+    from tangentcl.data import ArrayTransform, class_incremental
+
+    stream = class_incremental(tiny_source, base=3, increment=2, order_seed=1)
+    stream = stream.with_transforms(ArrayTransform(), ArrayTransform())
+    assert [len(task.classes) for task in stream] == [3, 2, 1]
+    result = run_stream(make(), stream, PLAN)
+    assert np.isfinite(result.matrix[2]).all()
+
+
+def test_learning_a_task_leaves_the_global_numpy_generator_alone(make: Make, tiny_stream: TaskStream) -> None:
+    np.random.seed(5)
+    expected = np.random.RandomState(5).rand()
+    learn_task(make(), tiny_stream[0], PLAN, Runtime(device="cpu"), ignore)
+    assert np.random.rand() == expected
