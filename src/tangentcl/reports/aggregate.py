@@ -92,7 +92,7 @@ class Losses:
 
     terms: list[Series]
     steps: Array
-    starts: list[float]
+    starts: list[tuple[int, float]]
     seeds: tuple[int, ...]
 
 
@@ -110,21 +110,21 @@ def losses(row: Row) -> Losses | None:
     return Losses(terms, steps, starts, row.seeds[: len(used)])
 
 
-def _curve(record: Record) -> tuple[Array, list[float], dict[str, Array]]:
+def _curve(record: Record) -> tuple[Array, list[tuple[int, float]], dict[str, Array]]:
     """Steps counted through all tasks, the step each task starts at, and each term at each step (NaN if absent).
 
     The counter may restart with every task or run on.
     """
     events = [e for e in record.events_named("step") if isinstance(e.get("step"), (int, float))]
     steps: list[float] = []
-    starts: list[float] = []
+    starts: list[tuple[int, float]] = []
     task, offset, raw = None, 0.0, 0.0
     for event in events:
         if event.get("task") != task:
             task = event.get("task")
             end = steps[-1] if steps else 0.0
             offset = end if event["step"] <= raw else offset
-            starts.append(end)
+            starts.append((int(task or 0), end))
         raw = float(event["step"])
         steps.append(offset + raw)
     names = dict.fromkeys(name for e in events for name in _terms(e))

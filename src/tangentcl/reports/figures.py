@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .svg import Canvas, colour, sequential, shorten, spread, text_width, ticks
+from .svg import Canvas, colour, sequential, shorten, spread, text_width, ticks, wrap
 
 Array = npt.NDArray[np.float64]
 
@@ -41,7 +41,8 @@ def heat_map(matrix: Array, task_names: Sequence[str], *, name: str, title: str)
     """Accuracy matrix [T, T]: row = after a task, column = evaluated task; rows never evaluated are left out."""
     n_tasks = len(matrix)
     cell, height, size = (54, 38, 13) if n_tasks <= 8 else (42, 28, 11.5) if n_tasks <= 20 else (15, 15, 0)
-    left, top = 150, 58
+    names = [f"{t}: {task}" for t, task in enumerate(task_names, start=1)]
+    left, top = min(max(text_width(n) for n in [*names, "after training on"]) + 18, 230), 58
     rows = [t for t in range(n_tasks) if np.isfinite(matrix[t]).any()]
     width = left + max(n_tasks * cell, 250) + 12
     canvas = Canvas(width, top + len(rows) * height + 58)
@@ -53,8 +54,7 @@ def heat_map(matrix: Array, task_names: Sequence[str], *, name: str, title: str)
     for i, t in enumerate(rows):
         y = top + i * height
         if size or t % every == 0:
-            label = f"{t + 1}  {task_names[t]}"
-            canvas.text(8, y + height / 2 + 4, shorten(label, left - 16), hint=task_names[t])
+            canvas.text(8, y + height / 2 + 4, shorten(names[t], left - 16), hint=task_names[t])
         for k in range(n_tasks):
             value = matrix[t, k]
             if math.isnan(value):
@@ -109,20 +109,21 @@ def accuracy_lines(series: Sequence[Series], *, name: str, title: str) -> str:
 def forgetting_bars(series: Sequence[Series], *, name: str, title: str) -> str:
     """Forgetting of each task: one strip of bars per method, all on one scale, the spread over seeds as a whisker."""
     known = _known(series)
-    y_ticks = ticks(min(float(known.min()), 0), max(float(known.max()), 0.05), 3)
-    n_tasks = max(len(s.mean) for s in series)
+    lowest = min(float(known.min()), 0.0)
+    y_ticks = [t for t in ticks(lowest, max(float(known.max()), 0.05), 3) if t >= lowest]
+    n_tasks = max(int(np.flatnonzero(np.isfinite(s.mean))[-1]) + 1 for s in series)
     left, width, strip, head = 62, 720, 96, 26
     canvas = Canvas(width, len(series) * (strip + head) + 44)
     step = (width - left - 16) / n_tasks
     for i, s in enumerate(series):
         top = i * (strip + head) + head
-        place = _scale(y_ticks[0], y_ticks[-1], top + strip, top)
+        place = _scale(lowest, y_ticks[-1], top + strip, top)
         canvas.marker(left + 6, top - 13, s.slot)
         canvas.text(left + 16, top - 9, shorten(s.label, width - left - 40), bold=True, hint=s.label)
         for tick in y_ticks:
             canvas.line(left, place(tick), width - 16, place(tick), 0.5 if tick == 0 else 0.15)
             canvas.text(left - 8, place(tick) + 4, percent_y(tick), size=11, anchor="end")
-        for t, value in enumerate(s.mean):
+        for t, value in enumerate(s.mean[:n_tasks]):
             if not np.isfinite(value):
                 continue
             x, y = left + (t + 0.5) * step, place(value)
@@ -141,10 +142,12 @@ def forgetting_bars(series: Sequence[Series], *, name: str, title: str) -> str:
     return canvas.finish(name, title, f"Most forgotten task, in percentage points: {worst}.")
 
 
-def loss_lines(terms: Sequence[Series], steps: Array, starts: Sequence[float], *, name: str, title: str) -> str:
+def loss_lines(
+    terms: Sequence[Series], steps: Array, starts: Sequence[tuple[int, float]], *, name: str, title: str
+) -> str:
     """Loss terms over optimiser steps [n]; logarithmic when all are positive and span more than a factor of 50.
 
-    ``starts``: the step at which each task begins.
+    ``starts``: each task, counted from 0, and the step at which it begins; lines are interrupted there.
     """
     known = np.concatenate([s.mean[np.isfinite(s.mean)] for s in terms])
     low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
@@ -157,20 +160,22 @@ def loss_lines(terms: Sequence[Series], steps: Array, starts: Sequence[float], *
     axis = "loss (log scale)" if log else "loss"
     written = (lambda v: f"{10**v:g}") if log else (lambda v: f"{v:g}")
     first, last = (float(steps[0]), float(steps[-1])) if len(steps) else (0.0, 1.0)
-    frame = _frame(drawn, y_ticks, (min(first, *starts, last), max(last, first + 1)), axis, "optimiser step", written)
-    previous = -math.inf
-    for t, start in enumerate(starts, start=1):
-        x = frame.x(start)
+    x_range = (min([first, *(s for _, s in starts)]), max(last, first + 1))
+    frame = _frame(drawn, y_ticks, x_range, axis, "optimiser step", written, 200.0)
+    free = -math.inf
+    for task, start in starts if len(starts) > 1 else []:
+        x, label = frame.x(start), str(task + 1) if free > 0 else f"task {task + 1}"
         frame.canvas.line(x, frame.top, x, frame.bottom, 0.3, "3 3")
-        if x - previous >= 20:
-            frame.canvas.text(x + 3, frame.top - 6, str(t), size=11)
-            previous = x
-    frame.canvas.text(frame.left - 8, frame.top - 6, "task", size=11, anchor="end")
+        if x >= free:
+            frame.canvas.text(x + 2, frame.top - 6, label, size=11)
+            free = x + text_width(label, 11) + 5
     for tick in ticks(first, last, 6):
         if first <= tick <= last:
             frame.canvas.text(frame.x(tick), frame.bottom + 18, f"{tick:g}", size=11, anchor="middle")
     for s in drawn:
-        frame.canvas.curve([(frame.x(x), frame.y(v)) for x, v in zip(steps, s.mean)], s.slot, width=1.5)
+        points = [(x, frame.y(v)) for x, v in zip(steps, s.mean)] + [(x, math.nan) for _, x in starts]
+        points.sort(key=lambda p: (p[0], math.isnan(p[1])))
+        frame.canvas.curve([(frame.x(x), y) for x, y in points], s.slot, width=1.5)
     frame.label_ends(drawn)
     ends = "; ".join(f"{s.label} {_last(s.mean):.4g}" for s in terms)
     return frame.canvas.finish(name, title, f"Last value of each term: {ends}.")
@@ -250,10 +255,14 @@ class _Frame:
         """Each series' name at its right end, moved apart where lines end close to each other."""
         wanted = [self.y(_last(s.mean)) if np.isfinite(s.mean).any() else self.bottom for s in series]
         room = self.canvas.width - self.right - 34
-        for s, at, y in zip(series, wanted, spread(wanted, 17, self.top, self.bottom)):
+        names = [wrap(s.label, room) for s in series]
+        gap = 17 if all(len(lines) < 2 for lines in names) else 31
+        for s, lines, at, y in zip(series, names, wanted, spread(wanted, gap, self.top, self.bottom)):
             self.canvas.line(self.right + 5, at, self.right + 14, y, 0.4)
             self.canvas.marker(self.right + 20, y, s.slot)
-            self.canvas.text(self.right + 29, y + 4, shorten(s.label, room), hint=s.label)
+            for i, line in enumerate(lines):
+                baseline = y + 4 + 14 * (i - (len(lines) - 1) / 2)
+                self.canvas.text(self.right + 29, baseline, line, hint=s.label)
 
 
 def _frame(
@@ -263,10 +272,11 @@ def _frame(
     y_name: str,
     x_name: str,
     written: Callable[[float], str],
+    least_height: float = 300.0,
 ) -> _Frame:
     width, left, top = 720.0, 66.0, 24.0
-    right = width - min(max(text_width(s.label) for s in series) + 44, 240)
-    height = max(300.0, 17.0 * len(series) + 40)
+    right = width - min(max(text_width(s.label) for s in series) + 44, 210)
+    height = max(least_height, (31.0 if width - right == 210 else 17.0) * len(series) + 20)
     bottom = top + height
     canvas = Canvas(width, bottom + 44)
     y = _scale(y_ticks[0], y_ticks[-1], bottom, top)

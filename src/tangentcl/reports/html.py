@@ -79,7 +79,6 @@ def page(found: Sequence[Row], excluded: Sequence[tuple[str, str]] = ()) -> str:
     return environment.get_template("report.html.j2").render(
         title=", ".join(experiments) if len(experiments) <= 3 else f"{len(experiments)} experiments",
         summary=_summary(streams, excluded),
-        table=table(found),
         references=[(r.label, ", ".join(r.joint)) for r in found if r.joint],
         streams=[_stream(i, title, part) for i, (title, part) in enumerate(streams.items())],
         runs=[_run(record) for row in found for record in row.records],
@@ -128,6 +127,7 @@ def _stream(number: int, title: str, part: list[Row]) -> dict[str, Any]:
     prefix = f"s{number}"
     return {
         "title": title,
+        "table": table(part),
         "lines": Markup(figures.accuracy_lines(drawn, name=f"{prefix}-lines", title=f"Accuracy over tasks, {title}"))
         if drawn
         else None,

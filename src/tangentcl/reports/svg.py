@@ -98,6 +98,23 @@ def shorten(text: str, width: float, size: float = 12) -> str:
     return text.rstrip() + "…"
 
 
+def wrap(text: str, width: float, size: float = 12, lines: int = 2) -> list[str]:
+    """The text in at most so many lines of a width in pixels, the last one cut if needed.
+
+    >>> wrap("sequential LoRA, all logits", 120)
+    ['sequential', 'LoRA, all logits']
+    """
+    words = text.split()
+    done: list[str] = []
+    while words and len(done) < lines - 1:
+        taken = 1
+        while taken < len(words) and text_width(" ".join(words[: taken + 1]), size) <= width:
+            taken += 1
+        done.append(shorten(" ".join(words[:taken]), width, size))
+        words = words[taken:]
+    return [*done, shorten(" ".join(words), width, size)] if words else done
+
+
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Positions near the wanted ones, at least ``gap`` apart and inside [low, high] if they fit, in the same order.
 

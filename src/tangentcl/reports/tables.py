@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import summary
+from ..metrics import session_accuracy, summary
 from ..records import Record
 from .selection import accuracies, same_problem, select, stream_key, stream_title
 
@@ -28,6 +28,7 @@ METRICS = (
     ("performance_drop", "PD ↓", False),
     ("harmonic_accuracy", "harmonic ↑", False),
 )
+IN_TEXT = ("average_accuracy", "last_accuracy", "ffm", "regret_to_joint", "performance_drop", "harmonic_accuracy")
 PROTOCOL = ("checkpoint", "split", "class_order", "averaging", "normalisation", "batch", "selection", "seeds")
 
 
@@ -192,9 +193,16 @@ def percent(cell: Cell | None, n_seeds: int = 0, digits: int = 2) -> str:
     return f"{100 * cell.mean + 0.0:.{digits}f}{spread}{part}"
 
 
-def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heading and body of the summary in percent; metrics that no row has are left out, but for the first three."""
-    shown = [(name, head) for name, head, always in METRICS if always or any(r.metrics[name] for r in rows)]
+def table(rows: Sequence[Row], names: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+    """Heading and body of the summary in percent; metrics that no row has are left out, but for the first three.
+
+    ``names`` restricts it to some of the metrics.
+    """
+    shown = [
+        (name, head)
+        for name, head, always in METRICS
+        if (names is None or name in names) and (always or any(r.metrics[name] for r in rows))
+    ]
     several = len({r.stream for r in rows}) > 1
     heading = [*(["stream"] if several else []), "experiment", "label", "seeds", *(head for _, head in shown)]
     body = [
@@ -229,8 +237,8 @@ def _markdown(heading: list[str], body: list[list[str]]) -> str:
 
 
 def to_text(rows: Sequence[Row]) -> str:
-    """The summary as aligned plain text."""
-    heading, body = table(rows)
+    """The summary as aligned plain text, with the metrics that fit a terminal."""
+    heading, body = table(rows, IN_TEXT)
     lines = [heading, *([" ".join(c.split()) for c in line] for line in body)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
     n_names = heading.index("seeds")
@@ -269,3 +277,20 @@ def to_json(rows: Sequence[Row]) -> str:
 def _mean_matrix(row: Row) -> list[list[float | None]]:
     mean = np.mean([accuracies(r).matrix for r in row.records], axis=0)
     return [[float(v) if np.isfinite(v) else None for v in line] for line in mean]
+
+
+def matrix_text(record: Record) -> str:
+    """The accuracy matrix of one run as plain text: a line per stage, in percent, with the accuracy over all seen.
+
+    Stages that were not evaluated are left out. The last column, "seen", is the sample-mean over the tasks so far.
+    """
+    found = accuracies(record)
+    seen = session_accuracy(found.matrix, found.n_test)
+    heading = ["after", *(str(k + 1) for k in range(len(found.task_names))), "seen"]
+    lines = [
+        [str(t + 1), *("" if np.isnan(v) else f"{100 * v:.1f}" for v in row), f"{100 * seen[t]:.1f}"]
+        for t, row in enumerate(found.matrix)
+        if not np.isnan(row).all()
+    ]
+    widths = [max(len(line[i]) for line in [heading, *lines]) for i in range(len(heading))]
+    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths)).rstrip() for line in [heading, *lines])
