@@ -92,9 +92,9 @@ def _numpy(values: Any) -> Any:
 
 def _inputs(x: Any) -> Any:
     x = _numpy(x)
+    if isinstance(x, (str, np.generic)) or not hasattr(x, "__len__") or getattr(x, "shape", None) == ():
+        raise DataError(f"Expected an array or a list with one entry per sample, got a single {type(x).__name__}.")
     if isinstance(x, np.ndarray):
-        if x.ndim == 0:
-            raise DataError("Expected an array with one row per sample, got a single number.")
         return x.astype(str).tolist() if x.dtype.kind == "U" else list(x) if x.dtype == object else x
     samples = list(x)
     if samples and not isinstance(samples[0], (str, Image.Image)):

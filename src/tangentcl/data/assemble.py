@@ -70,6 +70,9 @@ def assemble(
             )
         if not len(read.inputs):
             raise DataError(f"The {split} split of {name} is empty.")
+        shape = np.shape(read.labels)
+        if len(shape) != 1:
+            raise DataError(f"Expected one label per sample in the {split} split of {name}, got shape {list(shape)}.")
     names, numbers = _class_numbers(splits["train"].labels, class_names)
     domains = _domain_names(splits)
     tables = {}
@@ -141,8 +144,6 @@ def _natural(value: Any) -> tuple[int, float, str]:
 
 def _encode(labels: Any, numbers: Mapping[Any, int], named: bool, where: str) -> np.ndarray:
     array = np.asarray(labels)
-    if array.ndim != 1:
-        raise DataError(f"Expected one label per sample in {where}, got labels of shape {list(array.shape)}.")
     if named and array.dtype.kind in "iu":
         if array.min() < 0 or array.max() >= len(numbers):
             bad = array[(array < 0) | (array >= len(numbers))][0]

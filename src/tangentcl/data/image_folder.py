@@ -162,7 +162,7 @@ def _inputs(path: Path, entries: Sequence[_Entry]) -> ImageFiles | ZippedImages:
 
 
 def _is_image(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    hidden = any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
 
@@ -175,6 +175,9 @@ def _walk(root: Path) -> list[_Entry]:
             subfolders.clear()
             continue
         visited.add(real)
+        leaf = not subfolders and folder != str(root)
+        if leaf and not any(_is_image(PurePosixPath(file)) for file in files):
+            raise DataError(f"The folder {folder} has no images. Add some or remove it.")
         for file in sorted(files):
             path = PurePosixPath(Path(folder, file).relative_to(root).as_posix())
             if _is_image(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -61,9 +62,9 @@ class Samples(torch.utils.data.Dataset):
                 f"Expected one label per position, got {len(self.positions)} positions and {len(self.labels)} labels."
             )
         self.transform = transform
-        # Python integers: reading them one by one is several times faster than numpy scalars.
-        self._positions: list[int] = self.positions.tolist()
-        self._labels: list[int] = self.labels.tolist()
+        # Reading one integer of an array.array is several times faster than of a numpy array.
+        self._positions = array("q", self.positions.tobytes())
+        self._labels = array("q", self.labels.tobytes())
 
     def __len__(self) -> int:
         return len(self._labels)

@@ -110,6 +110,8 @@ def _from_path(path: Path, columns: Columns, test_share: float, test_seed: int) 
     if not path.exists():
         hint = "" if len(path.parts) > 1 or path.suffix else nearest(str(path), SOURCES)
         raise DataError(f"No data set is named {str(path)!r} and no file or folder is there.{hint}")
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return hub(str(path), columns, test_share=test_share, test_seed=test_seed)
     suffixes = {path.suffix.lower()} if path.is_file() else {file.suffix.lower() for file in path.iterdir()}
     if ".parquet" in suffixes or (path.is_dir() and any((path / "data").glob("*.parquet"))):
         return parquet(path, columns, test_share=test_share, test_seed=test_seed)

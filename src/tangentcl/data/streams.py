@@ -248,7 +248,7 @@ def _class_stream(
     counts = np.bincount(source.train.labels, minlength=len(source.class_names))
     empty = [source.class_names[label] for label in order if not counts[label]]
     if empty:
-        raise DataError(f"{len(empty)} classes of {source.name} have no training samples: {', '.join(empty[:5])}.")
+        raise DataError(f"Classes of {source.name} without training samples: {', '.join(empty[:5])}.")
     stream_label = np.full(len(source.class_names), -1)
     stream_label[order] = np.arange(len(order))
     made, n_seen = [], 0

@@ -186,8 +186,8 @@ def choose_per_class(
         if share is not None:
             if len(members) < 2:
                 raise DataError(
-                    f"Class {int(value)} has a single sample: a share of {share} cannot be taken and leave one. "
-                    "Give the class more samples or bring a split of your own."
+                    f"A share of {share} cannot be held out of every class: a class (in one domain) has a single "
+                    f"training sample, at position {int(members[0])}. Add samples or bring a split of your own."
                 )
             n = min(max(1, round(share * len(members))), len(members) - 1)
         rng = np.random.default_rng([seed, int(value)])
@@ -202,10 +202,14 @@ def _check_range(values: np.ndarray, n: int, what: str) -> None:
 
 
 def _refuse_non_finite(inputs: Inputs) -> None:
-    if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f":
-        bad = ~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1) if len(inputs) else np.zeros(0, dtype=bool)
-        if bad.any():
-            raise DataError(
-                f"{int(bad.sum())} of {len(inputs)} inputs contain NaN or infinity, the first at position "
-                f"{int(bad.argmax())}. Remove or repair them."
-            )
+    if isinstance(inputs, np.ndarray) and inputs.dtype.kind == "f" and len(inputs):
+        bad = ~np.isfinite(inputs.reshape(len(inputs), -1)).all(axis=1)
+    elif isinstance(inputs, list) and inputs and isinstance(inputs[0], np.ndarray):
+        bad = np.array([row.dtype.kind == "f" and not np.isfinite(row).all() for row in inputs])
+    else:
+        return
+    if bad.any():
+        raise DataError(
+            f"{int(bad.sum())} of {len(inputs)} inputs contain NaN or infinity, the first at position "
+            f"{int(bad.argmax())}. Remove or repair them."
+        )

@@ -177,7 +177,7 @@ class TaskStream:
         values, counts = np.unique(names, return_counts=True)
         first = values[counts > 1][0]
         found = " and in ".join(dict.fromkeys(places[i] for i in where[names == first]))
-        raise DataError(f"{int((counts > 1).sum())} samples occur more than once; {first!s} is in {found}.")
+        raise DataError(f"Samples in more than one place: {int((counts > 1).sum())}; {first!s} is in {found}.")
 
 
 def _check_task(task: Task, index: int, n_tasks: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,8 +95,8 @@ def _splits(read: Mapping[str, tuple[Path, Rows]], columns: Columns) -> tuple[di
         label_column = choose_column(found, columns.label, LABEL_NAMES, "label", where)
         texts, labels = _values(rows, text_column, where), _values(rows, label_column, where)
         for number, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise DataError(f"Sample {number + 1} of {where} has no text in column {text_column!r}: {text!r}.")
+            if not isinstance(text, str):
+                raise DataError(f"Sample {number + 1} of {where} has no text in column {text_column!r} but {text!r}.")
         domains = None
         if columns.domain is not None:
             choose_column(found, columns.domain, (), "domain", where)
@@ -112,7 +113,7 @@ def _splits(read: Mapping[str, tuple[Path, Rows]], columns: Columns) -> tuple[di
 def _values(rows: Rows, column: str, where: str) -> list[Any]:
     values = [row.get(column) for row in rows]
     for number, value in enumerate(values):
-        if value is None:
+        if value is None or (isinstance(value, str) and not value.strip()):
             raise DataError(f"Sample {number + 1} of {where} has no value in column {column!r}.")
     return values
 
@@ -124,7 +125,7 @@ def _rows(path: Path) -> Rows:
     text = _read(path)
     if suffix == ".jsonl":
         rows = []
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():
                 continue
             try:
@@ -132,7 +133,7 @@ def _rows(path: Path) -> Rows:
             except json.JSONDecodeError as error:
                 raise DataError(f"Line {number} of {path} is not JSON ({error}).") from error
         return _objects(rows, path)
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
         return _objects(list(reader), path)
     except csv.Error as error:
@@ -148,6 +149,10 @@ def _objects(content: Any, path: Path) -> Rows:
             entry = {"text": entry[0], "label": entry[1]}
         if not isinstance(entry, dict):
             raise DataError(f"Sample {number} of {path} is neither an object nor a [text, label] pair: {entry!r:.80}.")
+        if None in entry:
+            raise DataError(
+                f"Sample {number} of {path} has more fields than the header. Quote fields that hold commas."
+            )
         rows.append(entry)
     return rows
 

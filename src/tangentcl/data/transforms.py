@@ -246,7 +246,10 @@ class TokenTransform:
         return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "tokens", "tokenizer": type(self.tokenizer).__name__, "max_length": self.max_length}
+        return {"kind": "tokens", "tokenizer": type(self.tokenizer).__name__} | {
+            "vocabulary": self.tokenizer.vocab_size,
+            "max_length": self.max_length,
+        }
 
     def _tokenise(self, items: list[str]) -> list[np.ndarray]:
         new = [text for text in dict.fromkeys(items) if text not in self._ids]
