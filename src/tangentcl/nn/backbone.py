@@ -63,7 +63,7 @@ class BackboneCard:
 
 
 class Backbone(nn.Module):
-    """A pre-trained model with one way in and one way out: batch -> features [B, width].
+    """A pre-trained model with one way in and one way out: batch -> features [B, width]; made in evaluation mode.
 
     Made by :func:`backbone` or :func:`from_module`; final, to change it wrap the model. ``features(model, batch)`` is
     called with the current ``model``, so adapters that replace ``model`` are seen.
@@ -93,6 +93,7 @@ class Backbone(nn.Module):
         self.train_transform = train_transform
         self.eval_transform = eval_transform
         self._sample = sample
+        self.eval()
 
     def forward(self, x: Batch) -> Tensor:
         features = self.features(self.model, x)

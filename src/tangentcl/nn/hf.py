@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import safetensors
 import torch
 from torch import Tensor, nn
 
@@ -18,12 +20,21 @@ from tangentcl.errors import ModelError, nearest
 from tangentcl.nn.backbone import Backbone, BackboneCard, Batch, frozen, image_transforms, sample_images
 from tangentcl.nn.hf_features import ImageFeatures, TextFeatures
 from tangentcl.nn.pooling import check_pooling
-from tangentcl.nn.weights import load_weights
+from tangentcl.nn.weights import load_weights, reason
 
 if TYPE_CHECKING:
     from tangentcl.data.samples import Transform
 
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as the files hold them
+FAILURES = (
+    OSError,
+    ValueError,
+    ImportError,
+    KeyError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    safetensors.SafetensorError,
+)
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -317,14 +328,11 @@ def _trained_pooling(files: Files) -> str | None:
 
 def _guarded(name: str, load: Any, *arguments: Any) -> Any:
     """``load(*arguments)`` with what transformers raises turned into one error that says what to try."""
-    import safetensors
-
     try:
         return load(*arguments)
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+    except FAILURES as error:
         if isinstance(error, ModelError):
             raise
-        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         if Path(name).is_dir():
             hint = f"Check that folder '{name}' holds a complete transformers model (config.json, model.safetensors)."
         else:
@@ -333,7 +341,7 @@ def _guarded(name: str, load: Any, *arguments: Any) -> Any:
                 "local folder, or download the model once and set HF_HUB_OFFLINE=1."
                 + (nearest(name, ["bundled"]) if "/" not in name else "")
             )
-        raise ModelError(f"backbone '{name}' could not be loaded: {lines[0]} {hint}") from error
+        raise ModelError(f"backbone '{name}' could not be loaded: {reason(error)} {hint}") from error
 
 
 def _load_config(name: str, revision: str | None, trust: bool) -> Any:
@@ -345,7 +353,7 @@ def _load_config(name: str, revision: str | None, trust: bool) -> Any:
 def _load_model(name: str, revision: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
     from transformers import AutoModel
 
-    with _no_progress_bar():
+    with _quietly():
         model, info = AutoModel.from_pretrained(
             name, revision=revision or "main", trust_remote_code=trust, weights_only=True, output_loading_info=True
         )
@@ -356,14 +364,16 @@ def _load_model(name: str, revision: str | None, trust: bool) -> tuple[nn.Module
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it warns of, weights without a file, is an error of ours or not used
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 

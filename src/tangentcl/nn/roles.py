@@ -85,11 +85,8 @@ class _Trace(TorchFunctionMode):
     def product(self, left: frozenset[Tag], right: frozenset[Tag]) -> frozenset[Tag]:
         scores = [tag[1] for tag in left if tag[0] == "weights"]
         if scores:
-            return self.attention(
-                frozenset().union(*(self.factors[i][0] for i in scores)),
-                frozenset().union(*(self.factors[i][1] for i in scores)),
-                right,
-            )
+            query, key = self.factors[min(scores)]  # relative-position scores are added to the scores by content
+            return self.attention(query, key, right)
         if left and right:
             self.factors.append((left, right))
             return frozenset({("scores", len(self.factors) - 1)})

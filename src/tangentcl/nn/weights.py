@@ -68,7 +68,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ModelError(
-            f"weights: '{path}' could not be read as plain tensors ({str(error).splitlines()[0]}). A file "
+            f"weights: '{path}' could not be read as plain tensors ({reason(error)}). A file "
             "that would run code while loading is never opened; save a state dict as safetensors instead."
         ) from error
     for key in ("state_dict", "model"):
@@ -99,6 +99,17 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     if wrong:
         raise ModelError(f"weights: '{path}' does not fit {type(module).__name__}: {_few('wrong shapes', wrong)}.")
     module.load_state_dict(given)
+
+
+def reason(error: BaseException) -> str:
+    """The one line of an error that says what was wrong, without the advice to open the file anyway.
+
+    >>> reason(ValueError("first\\nsecond"))
+    'first'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    unsafe = [line for line in lines if line.startswith("WeightsUnpickler error:")]
+    return (unsafe or lines)[0].split(" was not an allowed global")[0][:300]
 
 
 def _few(what: str, names: list[str], shown: int = 4) -> str:
