@@ -34,7 +34,7 @@ def percent(value: float, digits: int = 1) -> str:
     >>> percent(0.91666)
     '91.7'
     """
-    return f"{100 * value + 0.0:.{digits}f}"
+    return f"{round(100 * value, digits) + 0.0:.{digits}f}"
 
 
 def heat_map(matrix: Array, task_names: Sequence[str], *, name: str, title: str) -> str:
@@ -42,8 +42,10 @@ def heat_map(matrix: Array, task_names: Sequence[str], *, name: str, title: str)
     n_tasks = len(matrix)
     cell, height, size = (54, 38, 13) if n_tasks <= 8 else (42, 28, 11.5) if n_tasks <= 20 else (15, 15, 0)
     names = [f"{t}: {task}" for t, task in enumerate(task_names, start=1)]
-    left, top = min(max(text_width(n) for n in [*names, "after training on"]) + 18, 230), 58
     rows = [t for t in range(n_tasks) if np.isfinite(matrix[t]).any()]
+    if n_tasks > 1 and rows == [n_tasks - 1]:
+        names[-1] = "all tasks"
+    left, top = min(max(text_width(n) for n in [*names, "after training on"]) + 18, 170), 58
     width = left + max(n_tasks * cell, 250) + 12
     canvas = Canvas(width, top + len(rows) * height + 58)
     canvas.text(left, 18, "accuracy on task (%)", size=12)

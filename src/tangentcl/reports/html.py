@@ -16,9 +16,10 @@ from ..records import Record
 from ..records.files import atomic_write
 from . import aggregate, figures
 from .selection import accuracies, select
-from .svg import DARK, LIGHT
+from .svg import DARK, LIGHT, colour
 from .tables import Cell, Row, percent, protocol_table, rows, run_costs, table, words
 
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 ENVIRONMENT = (
     "tangentcl",
     "python",
@@ -66,7 +67,7 @@ def write_report(records: Iterable[Record | str | Path], out: str | Path) -> Pat
 def page(found: Sequence[Row], excluded: Sequence[tuple[str, str]] = ()) -> str:
     """The report as text; everything that came from a user is escaped."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -76,10 +77,10 @@ def page(found: Sequence[Row], excluded: Sequence[tuple[str, str]] = ()) -> str:
     for row in found:
         streams.setdefault(row.stream, []).append(row)
     experiments = list(dict.fromkeys(row.experiment for row in found))
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(TEMPLATE.name).render(
         title=", ".join(experiments) if len(experiments) <= 3 else f"{len(experiments)} experiments",
         summary=_summary(streams, excluded),
-        references=[(r.label, ", ".join(r.joint)) for r in found if r.joint],
+        references=_references(found),
         streams=[_stream(i, title, part) for i, (title, part) in enumerate(streams.items())],
         runs=[_run(record) for row in found for record in row.records],
         protocol=protocol_table(found),
@@ -118,6 +119,11 @@ def _summary(streams: dict[str, list[Row]], excluded: Sequence[tuple[str, str]])
     return sentences
 
 
+def _references(found: Sequence[Row]) -> list[str]:
+    joint = list(dict.fromkeys(", ".join(r.joint) for r in found if r.joint))
+    return joint if len(joint) < 2 else [f"{r.label} to {', '.join(r.joint)}" for r in found if r.joint]
+
+
 def _stream(number: int, title: str, part: list[Row]) -> dict[str, Any]:
     names = aggregate.labels(part)
     lines = [aggregate.accuracy_series(r, n, i) for i, (r, n) in enumerate(zip(part, names))]
@@ -128,6 +134,7 @@ def _stream(number: int, title: str, part: list[Row]) -> dict[str, Any]:
     return {
         "title": title,
         "table": table(part),
+        "legend": [(s.label, colour(s.slot)) for s in drawn],
         "lines": Markup(figures.accuracy_lines(drawn, name=f"{prefix}-lines", title=f"Accuracy over tasks, {title}"))
         if drawn
         else None,

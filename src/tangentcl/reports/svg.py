@@ -102,7 +102,7 @@ def wrap(text: str, width: float, size: float = 12, lines: int = 2) -> list[str]
     """The text in at most so many lines of a width in pixels, the last one cut if needed.
 
     >>> wrap("sequential LoRA, all logits", 120)
-    ['sequential', 'LoRA, all logits']
+    ['sequential LoRA,', 'all logits']
     """
     words = text.split()
     done: list[str] = []

@@ -190,25 +190,26 @@ def percent(cell: Cell | None, n_seeds: int = 0, digits: int = 2) -> str:
         return "–"
     spread = "" if cell.std is None else f" ± {100 * cell.std:.{digits}f}"
     part = f" ({cell.n} of {n_seeds} seeds)" if cell.n < n_seeds else ""
-    return f"{100 * cell.mean + 0.0:.{digits}f}{spread}{part}"
+    return f"{round(100 * cell.mean, digits) + 0.0:.{digits}f}{spread}{part}"
 
 
 def table(rows: Sequence[Row], names: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
     """Heading and body of the summary in percent; metrics that no row has are left out, but for the first three.
 
-    ``names`` restricts it to some of the metrics.
+    ``names`` restricts it to some of the metrics. Stream and experiment have a column where rows differ in them.
     """
     shown = [
         (name, head)
         for name, head, always in METRICS
         if (names is None or name in names) and (always or any(r.metrics[name] for r in rows))
     ]
-    several = len({r.stream for r in rows}) > 1
-    heading = [*(["stream"] if several else []), "experiment", "label", "seeds", *(head for _, head in shown)]
+    streams, experiments = ({getattr(r, what) for r in rows} for what in ("stream", "experiment"))
+    heading = ["label", "seeds", *(head for _, head in shown)]
+    heading = [*(["stream"] if len(streams) > 1 else []), *(["experiment"] if len(experiments) > 1 else []), *heading]
     body = [
         [
-            *([r.stream] if several else []),
-            r.experiment,
+            *([r.stream] if len(streams) > 1 else []),
+            *([r.experiment] if len(experiments) > 1 else []),
             r.label,
             str(len(r.seeds)),
             *(percent(r.metrics[name], len(r.seeds)) for name, _ in shown),
