@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -53,15 +54,25 @@ def _extract(backbone: Backbone, samples: Samples, batch_size: int) -> tuple[Ten
     modes = {module: module.training for module in backbone.modules()}
     device = backbone.device
     features, labels = [torch.empty(0, backbone.width)], [torch.empty(0, dtype=torch.int64)]
+    order = _order(backbone, samples)
     backbone.eval()
     try:
-        for x, y in samples.batches(batch_size):
+        for x, y in samples.subset(order).batches(batch_size):
             features.append(backbone(to_device(x, device)).float().cpu())
             labels.append(y.cpu())
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return torch.cat(features), torch.cat(labels)
+    back = torch.from_numpy(np.argsort(order))
+    return torch.cat(features)[back], torch.cat(labels)[back]
+
+
+def _order(backbone: Backbone, samples: Samples) -> np.ndarray:
+    """Texts from short to long, so that little is padded; anything else as it comes."""
+    if backbone.card.modality != "text":
+        return np.arange(len(samples))
+    inputs = samples.table.inputs
+    return np.argsort([len(inputs[i]) for i in samples.positions.tolist()], kind="stable").astype(np.int64)
 
 
 def _gather(own: Tensor, sizes: list[int], device: torch.device) -> Tensor:
