@@ -1,0 +1,1 @@
+"""Pre-training of the bundled backbone on images that programs draw (formula-driven supervision)."""
