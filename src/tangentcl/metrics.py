@@ -45,7 +45,7 @@ def session_accuracy(matrix: npt.ArrayLike, n_test: npt.ArrayLike | None, *, ave
 def average_accuracy(matrix: npt.ArrayLike, n_test: npt.ArrayLike | None, *, averaging: str = "sample") -> float:
     """Average incremental accuracy ``A-bar = 1/T sum_t A_t``.
 
-    Rebuffi et al. (iCaRL, 2017, section 4); with averaging "sample" the convention of LAMDA-PILOT (Sun et al. 2023),
+    Rebuffi et al. (iCaRL, 2017); with averaging "sample" the convention of LAMDA-PILOT (Sun et al. 2023),
     with averaging "task" it is `cumulative_average_accuracy`.
 
     Raises:
@@ -74,7 +74,7 @@ def last_accuracy(matrix: npt.ArrayLike, n_test: npt.ArrayLike | None, *, averag
 def final_average_accuracy(matrix: npt.ArrayLike) -> float:
     """Final average accuracy ``FAA = 1/T sum_k R[T, k]``: `last_accuracy` as a mean over tasks.
 
-    Lopez-Paz & Ranzato (GEM, 2017, eq. 2); the name FAA as in Wang et al. (HiDe-Prompt, 2023).
+    Lopez-Paz & Ranzato (GEM, 2017); the name FAA as in Wang et al. (HiDe-Prompt, 2023).
 
     >>> final_average_accuracy([[1.0, float("nan")], [0.5, 0.75]])
     0.625
@@ -94,7 +94,7 @@ def cumulative_average_accuracy(matrix: npt.ArrayLike) -> float:
 def forgetting_per_task(matrix: npt.ArrayLike) -> Array:
     """Forgetting ``f_k = max_{t<T} R[t, k] - R[T, k]`` of each task; [T], NaN for the last task, which has no past.
 
-    Chaudhry et al. (Riemannian Walk, 2018, eq. 3). Negative when the task ended better than it ever was. Entries above
+    Chaudhry et al. (Riemannian Walk, 2018). Negative when the task ended better than it ever was. Entries above
     the diagonal take part in the maximum where they were evaluated (domain-incremental streams).
 
     Raises:
@@ -114,7 +114,7 @@ def forgetting_per_task(matrix: npt.ArrayLike) -> Array:
 def final_forgetting(matrix: npt.ArrayLike) -> float:
     """Final forgetting measure ``FFM = 1/(T-1) sum_{k<T} (max_{t<T} R[t, k] - R[T, k])``.
 
-    Chaudhry et al. (2018, eq. 3-4) at the last task.
+    Chaudhry et al. (Riemannian Walk, 2018), at the last task.
 
     Raises:
         NotEvaluated: fewer than two tasks, or an entry on or below the diagonal is missing.
@@ -155,7 +155,7 @@ def forgetting_per_class(class_correct: npt.ArrayLike, class_total: npt.ArrayLik
 def backward_transfer(matrix: npt.ArrayLike) -> float:
     """Backward transfer ``BWT = 1/(T-1) sum_{k<T} (R[T, k] - R[k, k])``, negative when tasks were forgotten.
 
-    Lopez-Paz & Ranzato (GEM, 2017, eq. 3).
+    Lopez-Paz & Ranzato (GEM, 2017).
 
     Raises:
         NotEvaluated: fewer than two tasks, or the diagonal or the last row is incomplete.
@@ -172,7 +172,7 @@ def backward_transfer(matrix: npt.ArrayLike) -> float:
 def forward_transfer(matrix: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
     """Forward transfer ``FWT = 1/(T-1) sum_{k=2}^T (R[k-1, k] - b_k)``.
 
-    Lopez-Paz & Ranzato (GEM, 2017, eq. 4). Needs the entries right above the diagonal, and ``baseline`` [T], the
+    Lopez-Paz & Ranzato (GEM, 2017). Needs the entries right above the diagonal, and ``baseline`` [T], the
     accuracy of a randomly initialised model on each task.
 
     >>> forward_transfer([[1.0, 0.375], [0.5, 0.75]], [0.25, 0.25])
@@ -188,7 +188,7 @@ def forward_transfer(matrix: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
 def intransigence(matrix: npt.ArrayLike, reference: npt.ArrayLike) -> Array:
     """Intransigence ``I_k = a*_k - R[k, k]``: what a joint model of tasks 1..k knows of task k beyond the learner; [T].
 
-    Chaudhry et al. (2018, eq. 5). ``reference`` [T] holds ``a*_k``; NaN in, NaN out. One joint model of all tasks gives
+    Chaudhry et al. (Riemannian Walk, 2018). ``reference`` [T] holds ``a*_k``; NaN in, NaN out. One joint model of all tasks gives
     the paper's quantity for the last task only.
 
     >>> intransigence([[1.0, float("nan")], [0.5, 0.75]], [float("nan"), 1.0]).tolist()
