@@ -24,7 +24,7 @@ def test_without_test_split_a_stratified_share_is_held_out():
 
 def test_labels_of_every_kind():
     assert from_arrays(X, ["b", "a"] * 4).class_names == ("a", "b")
-    assert from_arrays(X, ["b", "a"] * 4, class_names=["b", "a"]).train.labels[0] == 0
+    assert from_arrays(X, ["b", "a"] * 4, X, ["b", "a"] * 4, class_names=["b", "a"]).train.labels.tolist() == [0, 1] * 4
     assert from_arrays(X, [10, 9] * 4).class_names == ("9", "10")
     assert from_arrays(X, ["10", "9"] * 4).class_names == ("9", "10")
     assert from_arrays(X, Y, class_names=["no", "yes"]).class_names == ("no", "yes")

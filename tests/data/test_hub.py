@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tangentcl.data import class_incremental, load
+from tangentcl.data.hub import HubImages
 from tangentcl.errors import ConfigError, DataError, MissingExtra
 
 datasets = pytest.importorskip("datasets")
@@ -33,10 +34,35 @@ def test_images_saved_to_disk(saved):
         assert source.class_names == ("dog", "ant")
         assert (len(source.train), len(source.test)) == (8, 4)
         assert source.train.inputs[3].getpixel((0, 0)) == 3
-    assert source.describe()["test_samples_also_in_train"] is None
+    assert source.n_duplicates == 4
+    assert load(saved).fingerprint == load(saved).fingerprint
     copy = pickle.loads(pickle.dumps(source))
     assert copy.train.inputs[3].getpixel((0, 0)) == 3
     assert len(class_incremental(source, 2)) == 2
+
+
+def test_fingerprints_are_those_of_the_content(saved, tmp_path):
+    source = load(saved)
+    same = datasets.DatasetDict({"train": pictures(8), "test": pictures(4)})
+    same.save_to_disk(tmp_path / "same")
+    other = datasets.DatasetDict({"train": pictures(8), "test": pictures(4).select([1, 0, 2, 3])})
+    other.save_to_disk(tmp_path / "other")
+    assert load(tmp_path / "same").fingerprint == source.fingerprint != load(tmp_path / "other").fingerprint
+
+
+def test_images_that_stay_in_files(tmp_path):
+    for i in range(4):
+        folder = tmp_path / "train" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 3), i).save(folder / f"{i}.png")
+    part = datasets.Dataset.from_dict(
+        {"image": [str(tmp_path / "train" / "ab"[i % 2] / f"{i}.png") for i in range(4)], "label": [0, 1, 0, 1]}
+    ).cast_column("image", datasets.Image())
+    images = HubImages(part, "image", "files")
+    assert images[2].getpixel((0, 0)) == 2
+    (tmp_path / "train" / "a" / "2.png").unlink()
+    with pytest.raises(DataError, match=r"Cannot read the image .*2\.png"):
+        images[2]
 
 
 def test_texts_from_a_single_split_and_a_folder_of_csv(tmp_path):

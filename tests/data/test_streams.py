@@ -131,6 +131,9 @@ def test_uneven_sizes():
         ({"n_tasks": 2, "train_per_class": 0}, "train_per_class as an integer of at least 1"),
         ({"n_tasks": 2, "test_per_class": -1}, "test_per_class as an integer of at least 1"),
         ({"groups": True}, "has no groups"),
+        ({"n_tasks": 2, "order_seed": -1}, r"seed as an integer from 0 to 2\*\*32 - 1, got -1"),
+        ({"n_tasks": 2, "order_seed": "1993"}, "seed as an integer"),
+        ({"n_tasks": 2, "validation": 0.1, "split_seed": 1.5}, "seed as an integer"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tangentcl.data.table import Source
+from tangentcl.data.table import Source, check_seed
 from tangentcl.errors import ConfigError, nearest
 
 Groups = bool | Mapping[str, Sequence[str]] | Sequence[str] | Sequence[Sequence[str]]
@@ -18,7 +18,10 @@ def arrival_order(n: int, seed: int | None) -> np.ndarray:
     >>> arrival_order(10, 1993).tolist()
     [4, 2, 7, 6, 0, 3, 5, 8, 9, 1]
     """
-    return np.arange(n) if seed is None else np.random.RandomState(seed).permutation(n)
+    if seed is None:
+        return np.arange(n)
+    check_seed(seed)
+    return np.random.RandomState(seed).permutation(n)
 
 
 def at_least(name: str, value: int, smallest: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from tangentcl.data.columns import (
 from tangentcl.data.inputs import decode_image
 from tangentcl.data.table import Source
 from tangentcl.errors import ConfigError, DataError, import_extra
+
+# Above this size neither duplicates nor the fingerprint are computed from the images themselves.
+_MAX_BYTES_COMPARED = 1 << 30
 
 
 def hub(
@@ -88,22 +92,32 @@ class HubImages:
         return len(self.part)
 
     def __getitem__(self, index: int) -> Image.Image:
-        stored = self.part[index][self.column]
         where = f"number {index} of {self.name}"
+        return decode_image(self._encoded(self.part[index][self.column], where), where)
+
+    def digest(self) -> bytes:
+        keys = self.content_keys()
+        return repr((self.part._fingerprint, len(self)) if keys is None else keys).encode()
+
+    def content_keys(self) -> list[Hashable] | None:
+        if self.part.data.nbytes > _MAX_BYTES_COMPARED:
+            return None
+        keys: list[Hashable] = []
+        for batch in self.part.select_columns(self.column).iter(batch_size=1000):
+            for stored in batch[self.column]:
+                encoded = self._encoded(stored, f"number {len(keys)} of {self.name}")
+                keys.append(hashlib.blake2b(encoded, digest_size=16).digest())
+        return keys
+
+    def _encoded(self, stored: dict[str, Any] | None, where: str) -> bytes:
         if stored is None:
             raise DataError(f"The sample {where} has no image in column {self.column!r}.")
         if stored["bytes"] is not None:
-            return decode_image(stored["bytes"], where)
+            return stored["bytes"]
         try:
-            return decode_image(Path(stored["path"]).read_bytes(), stored["path"])
+            return Path(stored["path"]).read_bytes()
         except OSError as error:
             raise DataError(f"Cannot read the image {stored['path']} ({error.strerror or error}).") from error
-
-    def digest(self) -> bytes:
-        return repr((self.part._fingerprint, len(self))).encode()
-
-    def content_keys(self) -> list[Hashable] | None:
-        return None
 
 
 def _splits(name: str, config: str | None, revision: str | None) -> dict[str, Any]:

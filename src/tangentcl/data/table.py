@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tangentcl.data.inputs import Inputs, Picked, content_keys, digest
-from tangentcl.errors import DataError
+from tangentcl.errors import ConfigError, DataError
 
 MODALITIES = ("image", "text", "array")
 
@@ -158,6 +158,12 @@ class Source:
         }
 
 
+def check_seed(seed: int) -> None:
+    """Refuse what numpy's legacy generator does not take as a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        raise ConfigError(f"Expected a seed as an integer from 0 to 2**32 - 1, got {seed!r}.")
+
+
 def choose_per_class(
     strata: np.ndarray, seed: int, *, count: int | None = None, share: float | None = None
 ) -> np.ndarray:
@@ -173,11 +179,13 @@ def choose_per_class(
         Sorted positions, int64 [m]; a stratum with fewer than ``count`` samples is taken whole.
 
     Raises:
+        ConfigError: a seed that is no integer from 0 to 2**32 - 1.
         DataError: a share is asked of a stratum with a single sample.
 
     >>> choose_per_class(np.array([0, 0, 0, 1, 1, 1]), seed=0, count=2).tolist()
-    [0, 2, 3, 5]
+    [0, 2, 4, 5]
     """
+    check_seed(seed)
     chosen = []
     order = np.argsort(strata, kind="stable")
     values, starts = np.unique(strata[order], return_index=True)
@@ -190,7 +198,8 @@ def choose_per_class(
                     f"training sample, at position {int(members[0])}. Add samples or bring a split of your own."
                 )
             n = min(max(1, round(share * len(members))), len(members) - 1)
-        rng = np.random.default_rng([seed, int(value)])
+        # The legacy generator: numpy guarantees its numbers for good, so splits and shots stay what they were.
+        rng = np.random.RandomState([seed, int(value)])
         chosen.append(members[rng.permutation(len(members))[:n]])
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
 
