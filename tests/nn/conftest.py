@@ -35,6 +35,16 @@ def make(kind: str) -> nn.Module:
         "distilbert": lambda: t.DistilBertConfig(dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=len(WORDS)),
         "roberta": lambda: t.RobertaConfig(**SIZES, vocab_size=len(WORDS)),
         "mpnet": lambda: t.MPNetConfig(**SIZES, vocab_size=len(WORDS)),
+        "modernbert": lambda: t.ModernBertConfig(
+            **SIZES,
+            vocab_size=len(WORDS),
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        ),
+        "t5": lambda: t.T5Config(d_model=32, num_layers=1, num_heads=2, d_ff=32, d_kv=16, vocab_size=len(WORDS)),
         "deberta": lambda: t.DebertaV2Config(
             **SIZES, vocab_size=len(WORDS), relative_attention=True, position_buckets=8, pos_att_type=["p2c", "c2p"]
         ),

@@ -14,7 +14,7 @@ from tangentcl.data.samples import Samples
 from tangentcl.data.table import Table
 from tangentcl.data.transforms import ArrayTransform
 from tangentcl.errors import ModelError
-from tangentcl.nn import Backbone, extract_features, from_module
+from tangentcl.nn import Backbone, backbone, extract_features, from_module
 
 
 def samples(n: int) -> Samples:
@@ -51,6 +51,17 @@ def test_modes_are_restored_also_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError):
         extract_features(made, samples(4))
     assert [module.training for module in made.modules()] == modes
+
+
+def test_texts_of_any_length_come_back_in_order(bert_folder: Path) -> None:
+    made = backbone(str(bert_folder))
+    texts = ["the cat sat on the mat and ran", "a dog", "the dog ran home now", "cat"]
+    data = Samples(Table(texts, np.arange(4), np.arange(4)), transform=made.eval_transform)
+    features, labels = extract_features(made, data, batch_size=2)
+    assert labels.tolist() == [0, 1, 2, 3]
+    for i in range(4):
+        alone = made(made.eval_transform.collate([texts[i]]))[0]  # type: ignore[union-attr]
+        torch.testing.assert_close(features[i], alone, rtol=1e-5, atol=1e-5)
 
 
 def test_no_samples() -> None:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from tangentcl.nn import backbone
 from tangentcl.nn.hf import from_transformers
 
 VISION = ["vit", "dinov2", "dinov2-swiglu", "dinov2-registers", "clip", "clip-two-towers", "siglip"]
-TEXT = ["bert", "distilbert", "roberta", "mpnet", "deberta"]
+TEXT = ["bert", "distilbert", "roberta", "mpnet", "deberta", "modernbert"]
 Tiny = Callable[[str], nn.Module]
 
 
@@ -77,8 +80,9 @@ def texts(kind: str) -> dict[str, torch.Tensor]:
 def test_text_features_equal_the_plain_call(tiny: Tiny, kind: str) -> None:
     made, x = from_transformers(tiny(kind), pooling="cls"), texts(kind)
     torch.testing.assert_close(made(x), made.model(**x).last_hidden_state[:, 0])
-    assert made.features.additive_mask is (kind != "deberta")  # type: ignore[union-attr]
-    assert ("attention mask passed as [B, N]" in " ".join(made.card.notes)) is (kind == "deberta")
+    plain = kind in ("deberta", "modernbert")
+    assert made.features.additive_mask is not plain  # type: ignore[union-attr]
+    assert ("attention mask passed as [B, N]" in " ".join(made.card.notes)) is plain
 
 
 @pytest.mark.parametrize("kind", TEXT)
@@ -112,6 +116,30 @@ def test_wrong_inputs_are_named(tiny: Tiny) -> None:
         from_transformers(tiny("bert"))(torch.zeros(1, 3, 32, 32))
     with pytest.raises(ModelError, match=r"image backbone eats tensors \[B, 3, H, W\]"):
         from_transformers(tiny("vit"))(texts("bert"))
+
+
+def test_a_model_that_is_no_encoder_says_so(tiny: Tiny) -> None:
+    with pytest.raises(ModelError, match=r"T5Model could not be used as an encoder .* from_module"):
+        from_transformers(tiny("t5"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(tiny: Tiny, dtype: torch.dtype) -> None:
+    made, x = from_transformers(tiny("bert")), texts("bert")
+    expected = made(x)
+    with torch.autocast("cpu", dtype=dtype):
+        torch.testing.assert_close(made(x).float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_a_hub_name_from_the_cache(bert_folder: Path, tmp_path: Path) -> None:
+    commit, repository = "0123456789" * 4, tmp_path / "models--us--tiny"
+    shutil.copytree(bert_folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    code = "from tangentcl.nn import backbone; c = backbone('us/tiny').card; print(c.name, c.source, c.revision)"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == f"us/tiny hub {commit}\n", done.stderr
 
 
 def test_longest_text(tiny: Tiny) -> None:
@@ -211,12 +239,12 @@ def test_a_damaged_folder_is_one_clear_error(bert_folder: Path, tmp_path: Path) 
 
 
 def test_a_hub_name_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    import transformers
+    import huggingface_hub
 
     def offline(*_: object, **__: object) -> None:
         raise OSError("We couldn't connect to the hub\nmore")
 
-    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", offline)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(ModelError, match=r"couldn't connect to the hub Expected .*local folder.*HF_HUB_OFFLINE=1"):
         backbone("somebody/some-model")
     with pytest.raises(ModelError, match="Did you mean 'bundled'"):

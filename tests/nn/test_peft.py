@@ -123,6 +123,8 @@ def test_what_cannot_work_is_refused() -> None:
         add_lora(made)
     with pytest.raises(ModelError, match="LoraConfig could not be added"):
         add_peft(small(), peft.LoraConfig(target_modules=["nothing"]))
+    with pytest.raises(ModelError, match="changes the inputs"):
+        add_peft(small(), peft.PromptTuningConfig(num_virtual_tokens=2))
 
 
 def test_other_adapters_of_peft(tiny: Tiny) -> None:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
 import torch
 from torch import Tensor, nn
 
-from tangentcl.errors import ModelError, nearest
+from tangentcl.errors import ModelError
 from tangentcl.nn.backbone import Backbone, BackboneCard, Batch, frozen, image_transforms, sample_images
-from tangentcl.nn.hf_features import ImageFeatures, TextFeatures
+from tangentcl.nn.hf_features import ImageFeatures, TextFeatures, described
+from tangentcl.nn.hf_files import (
+    Files,
+    empty_model,
+    guarded,
+    load_config,
+    load_model,
+    load_tokenizer,
+    trained_pooling,
+)
 from tangentcl.nn.pooling import check_pooling
 from tangentcl.nn.weights import load_weights, reason
 
@@ -26,39 +30,7 @@ if TYPE_CHECKING:
     from tangentcl.data.samples import Transform
 
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as the files hold them
-FAILURES = (
-    OSError,
-    ValueError,
-    ImportError,
-    KeyError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-)
 HALF = (0.5, 0.5, 0.5)
-
-
-@dataclass(frozen=True)
-class Files:
-    """The small files of a model folder or hub repository that transformers itself does not read for us."""
-
-    name: str
-    revision: str | None
-    local: bool
-
-    def json(self, path: str) -> Any:
-        """The content of a JSON file, or None if the model has no such file."""
-        if self.local:
-            file = Path(self.name) / path
-            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            cached = hf_hub_download(self.name, path, revision=self.revision)
-        except EntryNotFoundError:
-            return None
-        return json.loads(Path(cached).read_text(encoding="utf-8"))
 
 
 def from_pretrained(
@@ -83,23 +55,25 @@ def from_pretrained(
     local = Path(name).is_dir()
     if revision is not None and local:
         raise ModelError(f"'{name}' is a local folder and has no revision. Leave revision out.")
-    config = _guarded(name, _load_config, name, revision, trust_remote_code)
-    commit = None if local else getattr(config, "_commit_hash", None) or revision
+    files = guarded(name, Files.of, name, revision)
+    commit = files.revision
+    config = guarded(name, load_config, name, commit, trust_remote_code)
     if weights is None:
-        model, missing = _guarded(name, _load_model, name, commit, trust_remote_code)
+        model, missing = guarded(name, load_model, name, commit, trust_remote_code)
     else:
-        model, missing = _guarded(name, _empty_model, config, trust_remote_code), ()
+        model, missing = guarded(name, empty_model, config, trust_remote_code), ()
         load_weights(model, weights)
-    files = Files(name, commit, local)
     tokenizer = None
     if not _is_vision(config):
-        tokenizer = _guarded(name, _load_tokenizer, name, commit, trust_remote_code)
+        tokenizer = guarded(name, load_tokenizer, name, commit, trust_remote_code)
+        trained_length = (files.json("sentence_bert_config.json") or {}).get("max_seq_length")
+        tokenizer.model_max_length = min(trained_length or tokenizer.model_max_length, tokenizer.model_max_length)
     made = from_transformers(
         model,
         name=Path(name).name if local else name,
-        pooling=pooling or _trained_pooling(files),
+        pooling=pooling or trained_pooling(files),
         tokenizer=tokenizer,
-        max_length=max_length or (files.json("sentence_bert_config.json") or {}).get("max_seq_length"),
+        max_length=max_length,
         image_size=image_size,
         preprocessor=files.json("preprocessor_config.json") if tokenizer is None else None,
         normalize=normalize,
@@ -192,8 +166,7 @@ def _image_backbone(
     resizable = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     features = ImageFeatures("mean", 0, norm, interpolate=resizable and own_size not in (None, size))
     sample = sample_images(size, getattr(model.config, "num_channels", 3))
-    with torch.no_grad():
-        tokens = features.tokens(model, sample)
+    tokens = _probed(features.tokens, model, sample[:1])
     patch = _side(getattr(model.config, "patch_size", None))
     n_patches = (size // patch) ** 2 if patch else tokens.shape[1]
     n_prefix = max(tokens.shape[1] - n_patches, 0)
@@ -203,8 +176,7 @@ def _image_backbone(
         notes.append(f"pooling {pooling}: no file says which, the default for this architecture")
     features = replace(features, pooling=check_pooling(pooling, n_prefix=n_prefix), n_prefix=n_prefix)
     _drop_unused_head(model, pooling, head)
-    with torch.no_grad():
-        width = features(model, sample).shape[1]
+    width = _probed(features, model, sample[:1]).shape[1] if pooling == "pooled" else tokens.shape[2]
     return _Built(features, width, "image", sample, image_transforms(size, **about))
 
 
@@ -237,24 +209,21 @@ def _text_backbone(
     sample = _sample_texts(model.config)
     features = TextFeatures(pooling, normalize)
     plain = replace(features, additive_mask=False)
-    with torch.no_grad():
-        expected = plain(model, sample)
-        try:
-            same = torch.allclose(features(model, sample), expected, atol=1e-5)
-        except (ValueError, RuntimeError, TypeError, IndexError) as error:
-            notes.append(f"additive mask refused: {type(error).__name__}")
-            same = False
-    if not same:
-        notes.append("attention mask passed as [B, N]: this architecture does not take the additive form")
+    expected = _probed(plain, model, sample)
+    refused = _refuses_additive_mask(features, model, sample, expected)
+    if refused:
+        notes.append(f"attention mask passed as [B, N]: {refused}")
         features = plain
-    limit = _longest(model, tokenizer)
-    if max_length is not None and limit is not None and max_length > limit:
-        raise ModelError(f"max_length {max_length} exceeds the {limit} positions of {type(model).__name__}.")
+    positions = _positions(model)
+    if max_length is not None and positions is not None and max_length > positions:
+        raise ModelError(f"max_length {max_length} exceeds the {positions} positions of {type(model).__name__}.")
+    limits = [positions, getattr(tokenizer, "model_max_length", None)]
+    limit = min((n for n in limits if n is not None and 0 < n < 1e9), default=512)
     transforms: tuple[Transform | None, Transform | None] = (None, None)
     if tokenizer is not None:
         from tangentcl.data.transforms import TokenTransform
 
-        transform = TokenTransform(tokenizer, max_length or limit or 512)
+        transform = TokenTransform(tokenizer, max_length or limit)
         transforms = (transform, transform)
     return _Built(features, expected.shape[1], "text", sample, transforms)
 
@@ -269,14 +238,39 @@ def _sample_texts(config: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _longest(model: nn.Module, tokenizer: Any) -> int | None:
-    """Tokens that fit: position embeddings (minus the places RoBERTa reserves before the first) and the tokenizer."""
+def _probed(features: Any, model: nn.Module, sample: Batch) -> Tensor:
+    """``features(model, sample)``, or an error that says this is not an encoder of the expected kind."""
+    try:
+        with torch.no_grad():
+            return features(model, sample)
+    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"{type(model).__name__} could not be used as an encoder of {described(sample)}: {reason(error)} "
+            "Wrap it yourself with from_module."
+        ) from error
+
+
+def _refuses_additive_mask(features: TextFeatures, model: nn.Module, sample: Batch, expected: Tensor) -> str:
+    """Why the model cannot be given its additive mask ready made; empty if it can."""
+    windows = ("sliding_window", "local_attention", "attention_window")
+    if any(getattr(model.config, window, None) for window in windows):
+        return "it has windowed attention, which builds a mask of its own"
+    try:
+        same = torch.allclose(_probed(features, model, sample), expected, atol=1e-5)
+    except ModelError as error:
+        return f"it does not take the additive form ({reason(error.__cause__ or error)})"
+    return "" if same else "the additive form gives other features"
+
+
+def _positions(model: nn.Module) -> int | None:
+    """Tokens that the position embedding holds, minus the places that RoBERTa reserves before the first."""
     positions = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
         if positions and name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions -= module.padding_idx + 1
-    limits = [positions, getattr(tokenizer, "model_max_length", None)]
-    return min((n for n in limits if n is not None and 0 < n < 1e9), default=None)
+    return positions
 
 
 def _preprocessing(preprocessor: dict[str, Any] | None, own_size: int | None, notes: list[str]) -> dict[str, Any]:
@@ -312,79 +306,3 @@ def _side(size: Any) -> int | None:
 
 def _is_vision(config: Any) -> bool:
     return hasattr(config, "vision_config") or not hasattr(config, "vocab_size")
-
-
-def _trained_pooling(files: Files) -> str | None:
-    """What ``1_Pooling/config.json`` of a sentence-transformers model says, else None."""
-    about = files.json("1_Pooling/config.json")
-    if about is None:
-        return None
-    modes = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-    chosen = [ours for theirs, ours in modes.items() if about.get(theirs)]
-    if len(chosen) != 1 or any(about.get(k) for k in about if k.startswith("pooling_mode") and k not in modes):
-        raise ModelError(f"{files.name}: 1_Pooling/config.json asks for {about}. Pass pooling='mean', 'cls' or 'last'.")
-    return chosen[0]
-
-
-def _guarded(name: str, load: Any, *arguments: Any) -> Any:
-    """``load(*arguments)`` with what transformers raises turned into one error that says what to try."""
-    try:
-        return load(*arguments)
-    except FAILURES as error:
-        if isinstance(error, ModelError):
-            raise
-        if Path(name).is_dir():
-            hint = f"Check that folder '{name}' holds a complete transformers model (config.json, model.safetensors)."
-        else:
-            hint = (
-                "Expected 'bundled', 'timm:NAME', a local folder or a name on the hub. Without a connection give a "
-                "local folder, or download the model once and set HF_HUB_OFFLINE=1."
-                + (nearest(name, ["bundled"]) if "/" not in name else "")
-            )
-        raise ModelError(f"backbone '{name}' could not be loaded: {reason(error)} {hint}") from error
-
-
-def _load_config(name: str, revision: str | None, trust: bool) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust)
-
-
-def _load_model(name: str, revision: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
-    from transformers import AutoModel
-
-    with _quietly():
-        model, info = AutoModel.from_pretrained(
-            name, revision=revision or "main", trust_remote_code=trust, weights_only=True, output_loading_info=True
-        )
-    mismatched = [str(key) for key in info.get("mismatched_keys", ())]
-    if mismatched or info.get("error_msgs"):
-        raise ModelError(f"backbone '{name}': weights do not fit the config: {', '.join(mismatched[:4])}.")
-    return model, tuple(info["missing_keys"])
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what it warns of, weights without a file, is an error of ours or not used
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _empty_model(config: Any, trust: bool) -> nn.Module:
-    from transformers import AutoModel
-
-    return AutoModel.from_config(config, trust_remote_code=trust)
-
-
-def _load_tokenizer(name: str, revision: str | None, trust: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name, revision=revision or "main", trust_remote_code=trust)

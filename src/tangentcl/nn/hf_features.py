@@ -29,7 +29,7 @@ class ImageFeatures:
     def outputs(self, model: nn.Module, x: Tensor) -> Any:
         """Everything the encoder returns."""
         if not isinstance(x, Tensor) or x.ndim != 4:
-            raise ModelError(f"an image backbone eats tensors [B, 3, H, W], not {_shape(x)}.")
+            raise ModelError(f"an image backbone eats tensors [B, 3, H, W], not {described(x)}.")
         if self.interpolate:
             return model(pixel_values=x, interpolate_pos_encoding=True)
         return model(pixel_values=x)
@@ -61,7 +61,7 @@ class TextFeatures:
 
     def __call__(self, model: nn.Module, x: dict[str, Tensor]) -> Tensor:
         if isinstance(x, Tensor) or "input_ids" not in x:
-            raise ModelError(f"a text backbone eats {{'input_ids', 'attention_mask'}}, not {_shape(x)}.")
+            raise ModelError(f"a text backbone eats {{'input_ids', 'attention_mask'}}, not {described(x)}.")
         ids = x["input_ids"]
         mask = x.get("attention_mask", torch.ones_like(ids))
         given = additive(mask, next(model.parameters()).dtype) if self.additive_mask else mask
@@ -83,7 +83,12 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return hidden[:, None, None, :]
 
 
-def _shape(x: Any) -> str:
+def described(x: Any) -> str:
+    """What a batch is, for an error.
+
+    >>> described(torch.zeros(2, 3)), described({"input_ids": torch.zeros(1)}), described(None)
+    ('a tensor (2, 3)', "{'input_ids'}", 'NoneType')
+    """
     if isinstance(x, Tensor):
         return f"a tensor {tuple(x.shape)}"
     return f"{{{', '.join(map(repr, x))}}}" if isinstance(x, dict) else type(x).__name__

@@ -87,13 +87,16 @@ def add_peft(backbone: Backbone, config: PeftConfig) -> Adapted:
         which layers were adapted, and the number of trainable parameters.
 
     Raises:
-        ModelError: peft refused the config, nothing was adapted, or the backbone already has adapters.
+        ModelError: peft refused the config, nothing was adapted, it is one of prompt learning, or the backbone
+            already has adapters.
     """
     _refuse_adapted(backbone)
     import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     name = type(config).__name__
+    if isinstance(config, peft.PromptLearningConfig):
+        raise ModelError(f"{name} changes the inputs and not the layers of a model; that is not supported.")
     try:
         with warnings.catch_warnings():  # peft asks transformers for a name that transformers is about to drop
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
