@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from .selection import accuracies
 from .tables import Cell, Row
 
 Array = npt.NDArray[np.float64]
+DRAWN = 800
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ class Losses:
 
 
 def losses(row: Row) -> Losses | None:
-    """Mean over seeds where all logged the same steps, else the first seed alone; None when nothing was trained."""
+    """Mean over seeds where all logged the same steps, else the first seed alone; None when nothing was trained.
+
+    Long curves are averaged over neighbouring entries of a task, to about `DRAWN` of them.
+    """
     curves = [_curve(r) for r in row.records]
     if not len(curves[0][0]):
         return None
@@ -106,8 +111,16 @@ def losses(row: Row) -> Losses | None:
     used = curves if len(alike) == len(curves) else curves[:1]
     names = list(dict.fromkeys(name for _, _, terms in used for name in terms))
     empty = np.full(len(steps), np.nan)
-    terms = [Series(n, i, np.mean([t.get(n, empty) for _, _, t in used], axis=0)) for i, n in enumerate(names)]
-    return Losses(terms, steps, starts, row.seeds[: len(used)])
+    means = [np.mean([t.get(n, empty) for _, _, t in used], axis=0) for n in names]
+    blocks = _blocks(steps, starts)
+    terms = [Series(n, i, np.array([mean[b].mean() for b in blocks])) for i, (n, mean) in enumerate(zip(names, means))]
+    return Losses(terms, np.array([steps[b][-1] for b in blocks]), starts, row.seeds[: len(used)])
+
+
+def _blocks(steps: Array, starts: list[tuple[int, float]]) -> list[slice]:
+    size = -(-len(steps) // DRAWN)
+    bounds = [*np.searchsorted(steps, [start for _, start in starts], side="right").tolist(), len(steps)]
+    return [slice(i, min(i + size, end)) for begin, end in pairwise(bounds) for i in range(begin, end, size)]
 
 
 def _curve(record: Record) -> tuple[Array, list[tuple[int, float]], dict[str, Array]]:

@@ -82,14 +82,14 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def text_width(text: str, size: float = 12) -> float:
     """Estimated width in pixels of text in the page's font; wide scripts count double."""
-    return sum(1.0 if ord(c) > 0x2E80 else 0.58 for c in text) * size
+    return sum(1.0 if ord(c) > 0x2E80 else 0.55 for c in text) * size
 
 
 def shorten(text: str, width: float, size: float = 12) -> str:
     """The text, cut with an ellipsis to fit a width in pixels.
 
     >>> shorten("sequential LoRA", 60)
-    'sequent…'
+    'sequenti…'
     """
     if text_width(text, size) <= width:
         return text
@@ -207,7 +207,7 @@ class Canvas:
 
     def marker(self, x: float, y: float, slot: int, *, size: float = 3.6, hint: str | None = None) -> None:
         """A small mark whose shape, like its colour, belongs to the slot."""
-        shape = MARKERS[slot % len(MARKERS)]
+        shape = MARKERS[(slot + slot // len(LIGHT)) % len(MARKERS)]
         title = f"<title>{escape(hint)}</title>" if hint else ""
         style = f'style="fill:{colour(slot)}"'
         if shape == "circle":
