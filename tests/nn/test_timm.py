@@ -38,6 +38,18 @@ def test_local_weights(tmp_path: Path) -> None:
 
 
 @needs_timm
+def test_a_classifier_in_the_file_is_left_out(tmp_path: Path) -> None:
+    import timm
+
+    path = tmp_path / "w.pt"
+    model = timm.create_model(NAME, pretrained=False, num_classes=5)
+    torch.save(model.state_dict(), path)
+    made = backbone(f"timm:{NAME}", weights=path)
+    x = made.sample_input()
+    assert torch.equal(made(x), model.eval().forward_features(x)[:, 0])
+
+
+@needs_timm
 def test_an_unknown_name() -> None:
     with pytest.raises(ModelError, match="Did you mean"):
         backbone("timm:vit_base_patch16_242")

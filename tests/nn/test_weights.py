@@ -63,6 +63,14 @@ def test_names_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load_weights(layer(), path)
 
 
+def test_a_part_that_the_file_may_hold(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({**layer().state_dict(), "head.weight": torch.ones(1)}, path)
+    with pytest.raises(ModelError, match="unexpected"):
+        load_weights(layer(1), path)
+    load_weights(layer(1), path, ignore="head")
+
+
 def test_shapes_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     state = dict(layer().state_dict())

@@ -38,7 +38,7 @@ def from_timm(
     Args:
         name: e.g. ``"vit_base_patch16_224.augreg_in21k"``; the tag after the dot is recorded.
         pooling: default "cls" where there is a class token, else timm's own ("pooled").
-        weights: a state dict to use in place of timm's download; a classifier in it is not accepted.
+        weights: a state dict to use in place of timm's download; a classifier in it is left out.
         image_size: input size in pixels, for models that can be resized.
 
     Raises:
@@ -57,7 +57,7 @@ def from_timm(
             f"timm:{name} could not be made: {str(error).splitlines()[0]} Without a connection pass weights='FILE'."
         ) from error
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, ignore=model.pretrained_cfg.get("classifier"))
     frozen(model)
     about = timm.data.resolve_model_data_config(model)
     pixels = image_size or about["input_size"][-1]
@@ -72,7 +72,7 @@ def from_timm(
         source="timm",
         pooling=pooling,
         modality="image",
-        revision=tag or None,
+        revision=tag or (None if weights is not None else model.pretrained_cfg.get("tag")),
         notes=(f"timm {timm.__version__}", *(() if weights is None else (f"weights from {Path(weights).name}",))),
     )
     train, evaluation = image_transforms(

@@ -79,13 +79,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def load_weights(module: nn.Module, path: str | Path) -> None:
+def load_weights(module: nn.Module, path: str | Path, *, ignore: str | None = None) -> None:
     """Load a file of weights; every name and every shape has to fit.
+
+    Args:
+        module: changed in place, or not at all.
+        path: see :func:`read_weights`.
+        ignore: name of a submodule that the file may hold and the module does not, such as a classifier.
 
     Raises:
         ModelError: names or shapes that do not fit (a few are named), or an unreadable file (see :func:`read_weights`).
     """
     given, own = read_weights(path), module.state_dict()
+    if ignore is not None:
+        given = {name: tensor for name, tensor in given.items() if name in own or not name.startswith(f"{ignore}.")}
     missing = sorted(own.keys() - given.keys())
     unexpected = sorted(given.keys() - own.keys())
     if missing or unexpected:
