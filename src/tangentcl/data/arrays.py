@@ -59,18 +59,9 @@ def from_arrays(
         "test": (x_test, y_test, domains_test),
         "validation": (x_validation, y_validation, domains_validation),
     }
-    splits = {}
-    for split, (x, y, domains) in given.items():
-        if (x is None) != (y is None):
-            raise DataError(f"Expected samples and labels of the {split} split together, got only one of them.")
-        if x is None:
-            continue
-        inputs = _inputs(x)
-        if domains is not None and len(domains) != len(inputs):
-            raise DataError(
-                f"Expected one domain per sample of the {split} split, got {len(domains)} for {len(inputs)}."
-            )
-        splits[split] = Split(inputs, _numpy(y), None, None if domains is None else [str(d) for d in _numpy(domains)])
+    splits = {key: read for key, values in given.items() if (read := _split(key, *values)) is not None}
+    if "train" not in splits:
+        raise DataError("Expected training samples, got None.")
     if modality is None:
         modality = _guess(splits["train"].inputs)
     elif modality not in MODALITIES:
@@ -84,6 +75,17 @@ def from_arrays(
         test_share=test_share,
         test_seed=test_seed,
     )
+
+
+def _split(name: str, x: Any, y: Any, domains: Sequence[Any] | None) -> Split | None:
+    if (x is None) != (y is None):
+        raise DataError(f"Expected samples and labels of the {name} split together, got only one of them.")
+    if x is None:
+        return None
+    inputs = _inputs(x)
+    if domains is not None and len(domains) != len(inputs):
+        raise DataError(f"Expected one domain per sample of the {name} split, got {len(domains)} for {len(inputs)}.")
+    return Split(inputs, _numpy(y), None, None if domains is None else [str(d) for d in _numpy(domains)])
 
 
 def _numpy(values: Any) -> Any:

@@ -70,9 +70,7 @@ def assemble(
             )
         if not len(read.inputs):
             raise DataError(f"The {split} split of {name} is empty.")
-        shape = np.shape(read.labels)
-        if len(shape) != 1:
-            raise DataError(f"Expected one label per sample in the {split} split of {name}, got shape {list(shape)}.")
+        _check_labels(read.labels, f"the {split} split of {name}")
     names, numbers = _class_numbers(splits["train"].labels, class_names)
     domains = _domain_names(splits)
     tables = {}
@@ -128,12 +126,18 @@ def _class_numbers(labels: Any, class_names: Sequence[str] | None) -> tuple[tupl
         names = tuple(map(str, class_names))
         return names, {name: number for number, name in enumerate(names)}
     values = sorted(set(np.asarray(labels).tolist()), key=_natural)
-    for value in values:
-        if not isinstance(value, (str, int)):
-            raise DataError(
-                f"Expected labels that are texts or integers, got {value!r} of type {type(value).__name__}."
-            )
     return tuple(map(str, values)), {value: number for number, value in enumerate(values)}
+
+
+def _check_labels(labels: Any, where: str) -> None:
+    if isinstance(labels, np.ndarray):
+        if labels.ndim != 1:
+            raise DataError(f"Expected one label per sample in {where}, got labels of shape {list(labels.shape)}.")
+        if labels.dtype.kind in "iuUb":
+            return
+    odd = next((value for value in labels if not isinstance(value, (str, int, np.integer))), None)
+    if odd is not None:
+        raise DataError(f"Expected labels that are texts or integers in {where}, got {odd!r:.80}.")
 
 
 def _natural(value: Any) -> tuple[int, float, str]:

@@ -7,7 +7,6 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from tangentcl.data.assemble import Split, assemble, split_of
@@ -67,7 +66,7 @@ def hub(
             groups[0].extend(labels if class_names is None else [class_names[i] for i in labels])
             groups[1].extend(part[choose_column(list(features), columns.group, (), "group", name)][:])
         inputs = HubImages(part, column, name) if modality == "image" else part[column][:]
-        read[split] = Split(inputs, np.asarray(labels), None, domains)
+        read[split] = Split(inputs, labels, None, domains)
     return assemble(
         Path(name).name,
         modality,

@@ -62,7 +62,7 @@ def parquet(
             choose_column(table.column_names, columns.group, (), "group", str(shards[0]))
             groups[0].extend(labels if names is None else [names[i] for i in labels])
             groups[1].extend(_values(table, columns.group, shards))
-        read[split] = Split(inputs, np.asarray(labels), None, domains)
+        read[split] = Split(inputs, labels, None, domains)
     return assemble(
         name or path.stem,
         modality,

@@ -143,13 +143,7 @@ def few_shot(
     tasks = [order[:base_classes]]
     tasks += [order[base_classes + n_way * s : base_classes + n_way * (s + 1)] for s in range(n_sessions)]
     names = ["base"] + [f"session {s + 1}" for s in range(n_sessions)]
-    shots = {int(label): k_shot for label in order[base_classes:]}
-    counts = np.bincount(source.train.labels, minlength=n_classes)
-    for label in shots:
-        if counts[label] < k_shot:
-            raise DataError(
-                f"Class {source.class_names[label]} has {counts[label]} training samples, too few for k_shot={k_shot}."
-            )
+    shots = _shots(source, order[base_classes:], k_shot)
     options = _given(base_classes=base_classes, n_way=n_way, k_shot=k_shot, split_seed=split_seed)
     options |= _given(train_per_class=train_per_class, test_per_class=test_per_class)
     tables = SplitSamples(source, 0.0, split_seed, train_per_class, test_per_class, shots)
@@ -187,23 +181,12 @@ def domain_incremental(
     >>> [task.name for task in stream], stream[2].n_seen
     (['rotation 0', 'rotation 20', 'rotation 40'], 10)
     """
-    if not isinstance(source, Source):
-        source = join_domains(source)
-    if rotations is not None and permutations is not None:
-        raise ConfigError("Expected rotations or permutations, got both. Leave one of them out.")
-    if rotations is not None:
-        source = rotated(source, rotations)
-    if permutations is not None:
-        source = permuted(source, permutations)
-    if source.domain_names is None or source.train.domains is None or source.test.domains is None:
-        raise DataError(
-            f"{source.name} has no domains. Try load(..., domain_column=...), a dict of sources, "
-            "or rotations=[0, 20, 40] for images."
-        )
+    source = _with_domains(source, rotations, permutations)
     options = _given(rotations=rotations, permutations=permutations, validation=validation, split_seed=split_seed)
     options |= _given(train_per_class=train_per_class, test_per_class=test_per_class)
     tables = SplitSamples(source, validation, split_seed, train_per_class, test_per_class)
-    order = arrival_order(len(source.domain_names), order_seed)
+    domains = source.domain_names or ()
+    order = arrival_order(len(domains), order_seed)
     every = tuple(range(len(source.class_names)))
     tasks = []
     for index, domain in enumerate(order):
@@ -212,7 +195,7 @@ def domain_incremental(
         tasks.append(
             Task(
                 index=index,
-                name=source.domain_names[domain],
+                name=domains[domain],
                 classes=tuple(present),
                 new_classes=every if index == 0 else (),
                 n_seen=len(every),
@@ -233,6 +216,38 @@ STREAMS: dict[str, Callable[..., TaskStream]] = {
     "task_incremental": task_incremental,
     "few_shot": few_shot,
 }
+
+
+def _shots(source: Source, labels: np.ndarray, k_shot: int) -> dict[int, int]:
+    """Source label -> number of shots."""
+    counts = np.bincount(source.train.labels, minlength=len(source.class_names))
+    for label in labels:
+        if counts[label] < k_shot:
+            raise DataError(
+                f"Class {source.class_names[label]} has {counts[label]} training samples, too few for k_shot={k_shot}."
+            )
+    return {int(label): k_shot for label in labels}
+
+
+def _with_domains(
+    source: Source | Mapping[str, Source] | Sequence[Source],
+    rotations: Sequence[float] | None,
+    permutations: Sequence[int] | None,
+) -> Source:
+    if not isinstance(source, Source):
+        source = join_domains(source)
+    if rotations is not None and permutations is not None:
+        raise ConfigError("Expected rotations or permutations, got both. Leave one of them out.")
+    if rotations is not None:
+        source = rotated(source, rotations)
+    if permutations is not None:
+        source = permuted(source, permutations)
+    if source.domain_names is None:
+        raise DataError(
+            f"{source.name} has no domains. Try load(..., domain_column=...), a dict of sources, "
+            "or rotations=[0, 20, 40] for images."
+        )
+    return source
 
 
 def _class_stream(
