@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from tangentcl import __version__
 from tangentcl.errors import TangentclError, nearest
 
 if TYPE_CHECKING:
+    from tangentcl.experiments.run import Outcome
     from tangentcl.records import Record
 
 EPILOG = """exit codes: 0 all done; 1 a run failed, its record says why; 2 the command or its input cannot be used;
@@ -98,45 +100,43 @@ def _run(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from tangentcl.experiments.config import load_experiment
-    from tangentcl.experiments.progress import RunProgress
 
     experiment = load_experiment(options.file, settings=options.settings, seeds=options.seeds)
+    from tangentcl.experiments.progress import RunProgress
     from tangentcl.experiments.run import run_experiment
     from tangentcl.training.runtime import launched_rank, process_group
 
-    n_runs = len(experiment.methods) * len(experiment.seeds)
-    progress = RunProgress(Console(stderr=True), n_runs)
+    progress = RunProgress(Console(stderr=True), len(experiment.methods) * len(experiment.seeds))
     with process_group(), progress:
         outcomes = run_experiment(experiment, options.out, observe=progress, overwrite=options.overwrite)
     if launched_rank() != 0:
         return 0
-    folder = options.out / experiment.name
-    page = None
-    finished = [outcome for outcome in outcomes if outcome.status != "failed"]
-    if finished and not options.no_report:
-        page = _write_report([outcome.folder for outcome in outcomes], folder / "report.html")
-    _print_results(outcomes, folder, page, as_json=options.json)
-    return 0 if len(finished) == len(outcomes) else 1
+    _print_results(outcomes, options.out / experiment.name, with_page=not options.no_report, as_json=options.json)
+    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
-def _print_results(outcomes: Sequence[Any], folder: Path, page: Path | None, *, as_json: bool) -> None:
+def _print_results(outcomes: Sequence[Outcome], folder: Path, *, with_page: bool, as_json: bool) -> None:
     from tangentcl.records import Record
-    from tangentcl.reports.tables import accuracy_text, rows_text, summary_rows
+    from tangentcl.reports.html import write_report
+    from tangentcl.reports.tables import matrix_text, rows, to_json, to_text
 
-    records = [Record.read(outcome.folder) for outcome in outcomes if outcome.status != "failed"]
+    finished = [Record.read(outcome.folder) for outcome in outcomes if outcome.status != "failed"]
+    found = rows(finished)
+    page = (
+        write_report([outcome.folder for outcome in outcomes], folder / "report.html")
+        if finished and with_page
+        else None
+    )
     if as_json:
-        runs = [
-            {"label": o.label, "seed": o.seed, "status": o.status, "reason": o.reason, "record": str(o.folder)}
-            for o in outcomes
-        ]
-        summary = summary_rows(records) if records else []
+        runs = [{**dataclasses.asdict(outcome), "folder": str(outcome.folder)} for outcome in outcomes]
+        summary = json.loads(to_json(found))
         print(json.dumps({"runs": runs, "summary": summary, "report": str(page) if page else None}, indent=1))
         return
-    for record in records:
+    for record in finished:
         print(f"\n{record.label}, seed {record.seed}: accuracy in % on each task (columns) after each task (rows)")
-        print(accuracy_text(record))
-    if records:
-        print(f"\n{rows_text(summary_rows(records))}")
+        print(matrix_text(record))
+    if finished:
+        print(f"\n{to_text(found)}", end="")
     for outcome in outcomes:
         if outcome.status == "failed":
             print(f"\nFAILED {outcome.label}, seed {outcome.seed}: {outcome.reason}")
@@ -171,12 +171,22 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _name_rows(what: str) -> list[dict[str, Any]]:
+    if what == "sources":
+        from tangentcl.data import SOURCES
+
+        return [
+            {"name": name, "where": " or ".join(f"$TANGENTCL_DATA/{folder}" for folder in folders) or "embedded"}
+            for name, folders in SOURCES.items()
+        ]
+    found: dict[str, Any]
     if what == "methods":
-        from tangentcl.methods import METHODS as found
-    elif what == "streams":
-        from tangentcl.data import STREAMS as found
+        from tangentcl.methods import METHODS
+
+        found = dict(METHODS)
     else:
-        from tangentcl.data import SOURCES as found
+        from tangentcl.data import STREAMS
+
+        found = dict(STREAMS)
     return [{"name": name, "what": (item.__doc__ or "").strip().splitlines()[0]} for name, item in found.items()]
 
 
@@ -201,30 +211,26 @@ def _run_row(record: Record) -> dict[str, Any]:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from tangentcl.records import Record, find_records
-    from tangentcl.reports.tables import rows_markdown, rows_text, summary_rows
+    from tangentcl.records import find_records
+    from tangentcl.reports.html import write_report
+    from tangentcl.reports.selection import select
+    from tangentcl.reports.tables import rows, to_json, to_markdown, to_text
 
-    folders = find_records(options.paths)
+    selection = select(find_records(options.paths))
     first = options.paths[0]
-    page = _write_report(folders, options.out or (first if first.is_dir() else Path(".")) / "report.html")
-    records = [Record.read(folder) for folder in folders]
-    rows = summary_rows([record for record in records if record.status.status == "done"])
+    page = write_report(
+        [*selection.done, *(folder for folder, _ in selection.excluded)],
+        options.out or (first if first.is_dir() else Path(".")) / "report.html",
+    )
+    found = rows(selection.done)
     if options.json:
-        print(json.dumps({"summary": rows, "report": str(page)}, indent=1))
+        print(json.dumps({"summary": json.loads(to_json(found)), "report": str(page)}, indent=1))
         return 0
-    print(rows_markdown(rows) if options.format == "markdown" else rows_text(rows))
-    left_out = [record for record in records if record.status.status != "done"]
-    for record in left_out:
-        print(f"left out: {record.folder} is {record.status.status} ({record.status.reason or 'no reason given'})")
+    print(to_markdown(found) if options.format == "markdown" else to_text(found), end="")
+    for folder, reason in selection.excluded:
+        print(f"left out: {folder}: {reason}")
     print(f"\nreport:  {page}")
     return 0
-
-
-def _write_report(folders: Sequence[Path], out: Path) -> Path:
-    from tangentcl.records import Record
-    from tangentcl.reports.html import write_report
-
-    return write_report([Record.read(folder) for folder in folders], out)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,13 @@ class Samples(torch.utils.data.Dataset):
             stop = min(start + batch_size, len(self))
             yield self.collate([self.item(i, None) for i in range(start, stop)])
 
+    def short_first(self) -> np.ndarray:
+        """Positions [n] of texts from short to long, so that batches pad little; anything else in order."""
+        inputs = self.table.inputs
+        if not len(self) or not isinstance(inputs[self._positions[0]], str):
+            return np.arange(len(self))
+        return np.argsort([len(inputs[i]) for i in self._positions], kind="stable").astype(np.int64)
+
     def subset(self, positions: np.ndarray | Sequence[int]) -> Samples:
         """The samples at these positions of this view."""
         chosen = np.asarray(positions, dtype=np.int64)

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from tangentcl.reports.html import duration
+
 LOG_EVERY_SECONDS = 10.0
 
 
@@ -89,7 +91,7 @@ class RunProgress:
 
     def _on_run_finished(self, fields: dict[str, Any]) -> None:
         self._done = self._n_tasks
-        self._show(f"finished in {duration(fields['seconds'])}", True)
+        self._show(f"finished in {duration(round(fields['seconds']))}", True)
 
     def _on_failed(self, fields: dict[str, Any]) -> None:
         self._show(f"failed: {fields['error']}", True)
@@ -102,7 +104,7 @@ class RunProgress:
         if share <= 0:
             return ""
         spent = time.perf_counter() - self._began
-        return f", {duration(spent * (1 - share) / share)} left"
+        return f", {duration(round(spent * (1 - share) / share))} left"
 
     def _show(self, text: str, important: bool) -> None:
         if self._bar is not None and self._line is not None:
@@ -114,17 +116,3 @@ class RunProgress:
             self._last_print = now
             stamp = time.strftime("%H:%M:%S")
             self.console.print(f"{stamp} {self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a short text.
-
-    >>> duration(42.3), duration(754), duration(7322)
-    ('42 s', '12 min 34 s', '2 h 2 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -54,7 +54,7 @@ def _extract(backbone: Backbone, samples: Samples, batch_size: int) -> tuple[Ten
     modes = {module: module.training for module in backbone.modules()}
     device = backbone.device
     features, labels = [torch.empty(0, backbone.width)], [torch.empty(0, dtype=torch.int64)]
-    order = _order(backbone, samples)
+    order = samples.short_first()
     backbone.eval()
     try:
         for x, y in samples.subset(order).batches(batch_size):
@@ -65,14 +65,6 @@ def _extract(backbone: Backbone, samples: Samples, batch_size: int) -> tuple[Ten
             module.training = mode
     back = torch.from_numpy(np.argsort(order))
     return torch.cat(features)[back], torch.cat(labels)[back]
-
-
-def _order(backbone: Backbone, samples: Samples) -> np.ndarray:
-    """Texts from short to long, so that little is padded; anything else as it comes."""
-    if backbone.card.modality != "text":
-        return np.arange(len(samples))
-    inputs = samples.table.inputs
-    return np.argsort([len(inputs[i]) for i in samples.positions.tolist()], kind="stable").astype(np.int64)
 
 
 def _gather(own: Tensor, sizes: list[int], device: torch.device) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,25 +25,25 @@ def predicted_classes(
         ModelError: a score is NaN, named with its sample.
     """
     n = len(samples)
-    bounds = [n * r // runtime.world for r in range(runtime.world + 1)]
-    low, high = bounds[runtime.rank], bounds[runtime.rank + 1]
+    mine = samples.short_first()[runtime.rank :: runtime.world]  # [n / world], dealt so that each has all lengths
     predicted = torch.zeros(n, dtype=torch.int64, device=runtime.device)
-    was_training, position, damaged = method.training, low, -1
+    was_training, done, damaged = method.training, 0, -1
     method.eval()
     with torch.inference_mode():
-        for x, _ in samples.subset(np.arange(low, high)).batches(batch_size):
+        for x, y in samples.subset(mine).batches(batch_size):
             with runtime.autocast():
                 scores = method.predict(runtime.to_device(x))  # [B, n_seen]
+            here = torch.from_numpy(mine[done : done + len(y)]).to(runtime.device)
+            done += len(y)
             bad = torch.isnan(scores).any(dim=1)
             if damaged < 0 and bool(bad.any()):
-                damaged = position + int(bad.nonzero()[0])
+                damaged = int(here[bad][0])
             if among is None:
                 best = scores.argmax(dim=1)
             else:
                 allowed = torch.as_tensor(among, device=scores.device)
                 best = allowed[scores[:, allowed].argmax(dim=1)]
-            predicted[position : position + len(best)] = best
-            position += len(best)
+            predicted[here] = best
     method.train(was_training)
     worst = runtime.sum(torch.tensor([damaged + 1], device=runtime.device))  # every process must stop together
     if int(worst) > 0:
