@@ -137,7 +137,7 @@ def _resolve(backbone: Backbone, targets: Sequence[str]) -> list[str]:
         if not found:
             raise ModelError(
                 f"LoRA target '{target}' matches no linear layer of {backbone.card.name}."
-                f"{nearest(target, [*roles, *dict.fromkeys(name.rsplit('.', 1)[-1] for name in layers)])}"
+                f"{nearest(target, {*ROLES, *(name.rsplit('.', 1)[-1] for name in layers)})}"
             )
         chosen.update(found)
     return [name for name in layers if name in chosen]
