@@ -113,6 +113,12 @@ def test_loss_lines_choose_the_scale_and_break_between_tasks():
         )
 
 
+def test_a_loss_logged_once_per_task_is_a_mark():
+    svg = figures.loss_lines([Series("ce", 0, np.array([1.0, 2.0]))], np.array([4.0, 8.0]), [(0, 0.0), (1, 4.0)],
+                             name="l", title="L")  # fmt: skip
+    assert len(parse(svg).findall(SVG + "circle")) == 2 + 1  # one more at the label
+
+
 def test_bars_say_what_was_not_measured():
     parts = [("training", np.array([3.0, NAN])), ("evaluation", np.array([1.0, NAN]))]
     found = texts(parse(figures.bars(["a", "b"], parts, lambda v: f"{v:g} s", name="b", title="B")))

@@ -171,13 +171,17 @@ def loss_lines(
         if x >= free:
             frame.canvas.text(x + 2, frame.top - 6, label, size=11)
             free = x + text_width(label, 11) + 5
-    for tick in ticks(first, last, 6):
-        if first <= tick <= last:
+    for tick in ticks(*x_range, 6):
+        if x_range[0] <= tick <= x_range[1]:
             frame.canvas.text(frame.x(tick), frame.bottom + 18, f"{tick:g}", size=11, anchor="middle")
     for s in drawn:
         points = [(x, frame.y(v)) for x, v in zip(steps, s.mean)] + [(x, math.nan) for _, x in starts]
         points.sort(key=lambda p: (p[0], math.isnan(p[1])))
         frame.canvas.curve([(frame.x(x), y) for x, y in points], s.slot, width=1.5)
+        gaps = [True, *(math.isnan(y) for _, y in points), True]
+        for i, (x, y) in enumerate(points):
+            if gaps[i] and gaps[i + 2] and not gaps[i + 1]:  # alone between gaps, so no line shows it
+                frame.canvas.marker(frame.x(x), y, s.slot, size=2.8)
     frame.label_ends(drawn)
     ends = "; ".join(f"{s.label} {_last(s.mean):.4g}" for s in terms)
     return frame.canvas.finish(name, title, f"Last value of each term: {ends}.")
@@ -192,7 +196,7 @@ def bars(
     title: str,
 ) -> str:
     """One horizontal bar per label, stacked from named parts [n labels]; ``written`` turns the total into text."""
-    left, width, row = 190, 720, 26
+    left, width, row = min(max(text_width(label) for label in labels) + 20, 280), 720, 26
     top = 30 if len(parts) > 1 else 8
     canvas = Canvas(width, top + row * len(labels) + 6)
     totals = np.sum([np.nan_to_num(values) for _, values in parts], axis=0)
