@@ -156,7 +156,7 @@ def test_nan_scores_are_refused_by_evaluation(tiny_backbone: Callable[[], Backbo
 
 def test_devices_and_precisions_that_are_absent() -> None:
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="'cuda', which this machine does not have. It has: cpu"):
+        with pytest.raises(ConfigError, match=r"'cuda', which this machine does not have\. It has: cpu"):
             Runtime(device="cuda")
     with pytest.raises(ConfigError, match="'fp16' needs CUDA"):
         Runtime(device="cpu", precision="fp16")
