@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tangentcl.nn.hf import from_transformers
 
 VISION = ["vit", "dinov2", "dinov2-swiglu", "dinov2-registers", "clip", "clip-two-towers", "siglip"]
 TEXT = ["bert", "distilbert", "roberta", "mpnet", "deberta", "modernbert"]
+BEFORE_5 = version("transformers") < "5"
 Tiny = Callable[[str], nn.Module]
 
 
@@ -80,7 +82,7 @@ def texts(kind: str) -> dict[str, torch.Tensor]:
 def test_text_features_equal_the_plain_call(tiny: Tiny, kind: str) -> None:
     made, x = from_transformers(tiny(kind), pooling="cls"), texts(kind)
     torch.testing.assert_close(made(x), made.model(**x).last_hidden_state[:, 0])
-    plain = kind in ("deberta", "modernbert")
+    plain = kind in ("deberta", "modernbert") or BEFORE_5
     assert made.features.additive_mask is not plain  # type: ignore[union-attr]
     assert ("attention mask passed as [B, N]" in " ".join(made.card.notes)) is plain
 
@@ -92,6 +94,7 @@ def test_padding_does_not_change_a_text(tiny: Tiny, kind: str) -> None:
     torch.testing.assert_close(made(x)[1:2], made(alone), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(BEFORE_5, reason="transformers 4 does not take a ready-made mask")
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "roberta", "mpnet"])
 def test_per_sample_jacobians_with_a_padded_batch(tiny: Tiny, kind: str) -> None:
     made, x = from_transformers(tiny(kind)), texts(kind)
