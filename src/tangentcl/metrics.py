@@ -188,8 +188,8 @@ def forward_transfer(matrix: npt.ArrayLike, baseline: npt.ArrayLike) -> float:
 def intransigence(matrix: npt.ArrayLike, reference: npt.ArrayLike) -> Array:
     """Intransigence ``I_k = a*_k - R[k, k]``: what a joint model of tasks 1..k knows of task k beyond the learner; [T].
 
-    Chaudhry et al. (Riemannian Walk, 2018). ``reference`` [T] holds ``a*_k``; NaN in, NaN out. One joint model of all tasks gives
-    the paper's quantity for the last task only.
+    Chaudhry et al. (Riemannian Walk, 2018). ``reference`` [T] holds ``a*_k``; NaN in, NaN out. One joint model of all
+    tasks gives the paper's quantity for the last task only.
 
     >>> intransigence([[1.0, float("nan")], [0.5, 0.75]], [float("nan"), 1.0]).tolist()
     [nan, 0.25]
