@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from tangentcl.nn.vit import SmallViT, bundled_card, load_bundled
-from tangentcl.pretraining.evaluate import POOLINGS, digits, fit_logistic, linear_probe, nearest_mean, tokens
+from tangentcl.errors import DataError
+from tangentcl.nn.vit import BUNDLED, SmallViT, bundled_card, load_bundled
+from tangentcl.pretraining.evaluate import (
+    POOLINGS,
+    digits,
+    evaluate,
+    fit_logistic,
+    linear_probe,
+    main,
+    nearest_mean,
+    tokens,
+)
 
 
 def blobs(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,6 +50,13 @@ def test_digits_split_is_stratified_and_disjoint() -> None:
     assert x.shape[1:] == (3, 32, 32)
     assert (torch.bincount(y) / (torch.bincount(y) + torch.bincount(labels)) - 0.7).abs().max() < 0.01
     assert torch.equal(x, digits()[0])
+
+
+def test_data_that_are_not_there_are_refused(tmp_path, capsys) -> None:
+    with pytest.raises(DataError, match="omniglot_small1"):
+        evaluate(BUNDLED, tmp_path, ["omniglot"])
+    assert main(["--data", str(tmp_path), "--sets", "digit"]) == 2
+    assert "Did you mean 'digits'" in capsys.readouterr().err
 
 
 def test_bundled_features_tell_digits_apart_where_pixels_and_random_weights_do_not() -> None:

@@ -14,6 +14,8 @@ from tangentcl.pretraining.augment import view_colour, view_ink
 from tangentcl.pretraining.pool import Pool, PoolSpec, draw_pool
 from tangentcl.pretraining.train import Recipe, Trainer, draw_batch
 
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch.optim.Muon came with torch 2.9")
+
 TINY = Recipe(
     steps=2,
     batch=16,

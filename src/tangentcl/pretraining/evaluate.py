@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tangentcl.errors import DataError, import_extra
+from tangentcl.errors import DataError, TangentclError, import_extra, nearest
 from tangentcl.nn.vit import BUNDLED, SmallViT, bundled_card, load_bundled
 
 Split = tuple[Tensor, Tensor, Tensor, Tensor]  # train images [n, 3, 32, 32] in [0, 1] and labels [n], the same for test
@@ -148,7 +148,18 @@ def accuracies(x: Tensor, y: Tensor, test: Tensor, labels: Tensor, probe: bool) 
 def evaluate(
     folder: Path, data: Path, sets: list[str], *, probe: bool = True, baselines: bool = True
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Accuracies {data set: {features: {classifier: per cent}}} of the weights in ``folder``."""
+    """Accuracies {data set: {features: {classifier: per cent}}} of the weights in ``folder``.
+
+    Raises:
+        DataError: an unknown data set, or one that is not under ``data``.
+    """
+    known = {"digits": None, "omniglot": "omniglot_small1", "cifar10": "cifar10"}
+    for name in sets:
+        if name not in known:
+            raise DataError(f"There is no transfer test '{name}'.{nearest(name, known)}")
+        place = known[name]
+        if place is not None and not (data / place).is_dir():
+            raise DataError(f"Expected {place}/ under {data}. Try --data, TANGENTCL_DATA or fewer --sets.")
     card, trained = bundled_card(folder), load_bundled(folder)
     networks = {"bundled": trained}
     if baselines:
@@ -170,8 +181,8 @@ def evaluate(
     return table
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the table of accuracies and, with --write, put it into the card."""
+def parser() -> argparse.ArgumentParser:
+    """The options."""
     p = argparse.ArgumentParser(prog="python -m tangentcl.pretraining.evaluate", description=__doc__)
     p.add_argument("--weights", type=Path, default=BUNDLED, help="folder with bundled.safetensors and card.json")
     p.add_argument("--data", type=Path, default=Path(os.environ.get("TANGENTCL_DATA", "data")))
@@ -179,13 +190,18 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument("--quick", action="store_true", help="nearest mean of the bundled weights only")
     p.add_argument("--write", action="store_true", help="write the accuracies into card.json")
     p.add_argument("--threads", type=int, default=1)
-    a = p.parse_args(arguments)
+    return p
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table of accuracies and, with --write, put it into the card; 0, or 2 after a refusal."""
+    a = parser().parse_args(arguments)
     torch.set_num_threads(a.threads)
-    needed = {"omniglot": "omniglot_small1", "cifar10": "cifar10"}
-    for name in a.sets:
-        if name in needed and not (a.data / needed[name]).is_dir():
-            raise DataError(f"Expected {needed[name]}/ under {a.data}. Try --data or TANGENTCL_DATA.")
-    table = evaluate(a.weights, a.data, a.sets, probe=not a.quick, baselines=not a.quick)
+    try:
+        table = evaluate(a.weights, a.data, a.sets, probe=not a.quick, baselines=not a.quick)
+    except TangentclError as error:
+        print(error, file=sys.stderr)
+        return 2
     for name, rows in table.items():
         for features, row in rows.items():
             print(f"{name:9} {features:14} " + "  ".join(f"{k} {v:5.1f}" for k, v in row.items()), flush=True)

@@ -94,6 +94,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, pool: Pool) -> None:
         if (recipe.steps is None) == (recipe.minutes is None):
             raise ConfigError(f"Give either steps or minutes, got steps={recipe.steps}, minutes={recipe.minutes}.")
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f"Pre-training expects torch 2.9 or newer (torch.optim.Muon), got {torch.__version__}.")
         self.recipe, self.pool = recipe, pool
         self.model = SmallViT(**recipe.architecture, seed=recipe.seed)
         self.head = CosineClassifier(self.model.width, pool.n_classes, recipe.scale, recipe.seed)
