@@ -22,7 +22,7 @@ from tangentcl.training import TrainingPlan
         ({"epochs": 0}, "at least 1, got 0"),
         ({"epochs": 2.5}, "whole number"),
         ({"batch_size": True}, "whole number"),
-        ({"lr": -1.0}, "plan.lr must be a number between 0"),
+        ({"lr": -1.0}, "plan.lr must be a finite number of at least 0"),
         ({"lr": "fast"}, "got 'fast'"),
         ({"momentum": 1.5}, "between 0.0 and 1.0"),
         ({"clip_norm": 0.0}, "must be positive"),

@@ -172,7 +172,14 @@ def evaluate_stage(
     last = len(stream) - 1 if stream.scenario == "domain" else stage
     for task in stream.tasks[: last + 1]:
         among = task.classes if stream.scenario == "task" else None
-        predicted = predicted_classes(method, task.test, runtime, batch_size=plan.eval_batch_size, among=among)
+        predicted = predicted_classes(
+            method,
+            task.test,
+            runtime,
+            batch_size=plan.eval_batch_size,
+            among=among,
+            n_seen=stream[stage].n_seen,
+        )
         labels = torch.as_tensor(task.test.labels)
         right, total = count_correct(predicted, labels, stream.n_classes)
         result.matrix[stage, task.index] = float(right.sum()) / float(total.sum())
