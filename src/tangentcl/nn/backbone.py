@@ -186,6 +186,9 @@ def backbone(
         ModelError: nothing under that name, weights that do not fit, or an option that the backbone does not have.
         MissingExtra: ``"timm:..."`` without timm.
     """
+    for option, number in (("max_length", max_length), ("image_size", image_size)):
+        if number is not None and number < 1:
+            raise ModelError(f"backbone '{name}': {option} must be at least 1, got {number}.")
     kind, _, rest = name.partition(":")
     texts: dict[str, object] = {"max_length": max_length, "normalize": normalize or None}
     remote: dict[str, object] = {"revision": revision, "trust_remote_code": trust_remote_code or None}

@@ -116,7 +116,7 @@ def reason(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     unsafe = [line for line in lines if line.startswith("WeightsUnpickler error:")]
-    return (unsafe or lines)[0].split(" was not an allowed global")[0][:300]
+    return (unsafe or lines)[0].split(" was not an allowed global")[0].split(" In PyTorch 2.6")[0][:300]
 
 
 def _few(what: str, names: list[str], shown: int = 4) -> str:
