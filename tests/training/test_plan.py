@@ -24,11 +24,16 @@ from tangentcl.training import TrainingPlan
         ({"batch_size": True}, "whole number"),
         ({"lr": -1.0}, "plan.lr must be a finite number of at least 0"),
         ({"lr": "fast"}, "got 'fast'"),
-        ({"momentum": 1.5}, "between 0.0 and 1.0"),
-        ({"clip_norm": 0.0}, "must be positive"),
+        ({"momentum": 1.5}, "between 0 and 1"),
+        ({"clip_norm": 0.0}, "must be a positive number"),
         ({"milestones": (30, 60)}, "shares of a task's steps"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
         ({"lr": float("nan")}, "plan.lr"),
+        ({"lr": math.inf}, "finite"),
+        ({"clip_norm": "1"}, "positive number"),
+        ({"nesterov": 1}, "true or false"),
+        ({"milestones": 0.5}, "list of numbers"),
+        ({"betas": ("a", "b")}, "list of numbers"),
     ],
 )
 def test_impossible_plans_are_refused(keywords: dict[str, Any], message: str) -> None:
