@@ -48,6 +48,9 @@ class Method(nn.Module, ABC):
         Args:
             x: a batch as the training transform collates it.
             y: stream labels, ``[B]`` int64.
+
+        Returns:
+            At least one term while something is trained; ``{}`` where nothing is (the trainer then skips this phase).
         """
 
     @abstractmethod

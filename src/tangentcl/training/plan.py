@@ -40,7 +40,8 @@ class TrainingPlan:
         eval_batch_size: samples per batch of evaluation, per process.
         workers: processes that prepare batches; 0 prepares them in the training process.
         log_every: steps over which loss terms are averaged before they are reported.
-        seed: of initial weights, batch order, augmentation and dropout.
+        seed: of batch order, augmentation, dropout, and weights that ``begin_task`` adds. Weights that a method's
+            constructor draws come from the global torch generator: call ``torch.manual_seed`` before it.
 
     >>> TrainingPlan(epochs=2, lr=0.1, optimizer="sgd").batch_size
     32

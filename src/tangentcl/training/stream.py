@@ -81,7 +81,7 @@ def run_stream(
         stream: its samples carry transforms, or those of the method's backbone are used.
         plan: the recipe, the same for every task.
         runtime: device and processes; made from the plan if not given.
-        emit: called with the name and the fields of every event (see ``docs/records``).
+        emit: called with the name and the fields of every event (they are listed in ``docs/report.md``).
 
     Raises:
         NonFiniteLoss, DataError, ConfigError, ModelError: with task and step where they apply.
