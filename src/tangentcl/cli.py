@@ -133,8 +133,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _print_results(outcomes: Sequence[Outcome], folder: Path, page: Path | None, *, as_json: bool) -> None:
+    from tangentcl.metrics import matrix_text
     from tangentcl.records import Record
-    from tangentcl.reports.tables import matrix_text, rows, to_json, to_text
+    from tangentcl.reports.selection import accuracies
+    from tangentcl.reports.tables import rows, to_json, to_text
 
     finished = [Record.read(outcome.folder) for outcome in outcomes if outcome.status != "failed"]
     found = rows(finished)
@@ -145,7 +147,8 @@ def _print_results(outcomes: Sequence[Outcome], folder: Path, page: Path | None,
         return
     for record in finished:
         print(f"\n{record.label}, seed {record.seed}: accuracy in % on each task (columns) after each task (rows)")
-        print(matrix_text(record))
+        accuracy = accuracies(record)
+        print(matrix_text(accuracy.matrix, accuracy.n_test))
     if finished:
         print(f"\n{to_text(found)}", end="")
     for outcome in outcomes:

@@ -59,6 +59,10 @@ class StreamResult:
             class_total=total,
         )
 
+    def __str__(self) -> str:
+        """The accuracy matrix in percent, see `tangentcl.metrics.matrix_text`."""
+        return metrics.matrix_text(self.matrix, self.n_test)
+
     def summary(self) -> dict[str, Any]:
         """All metrics that can be computed from the matrix, see `tangentcl.metrics.summary`."""
         return metrics.summary(self.matrix, self.n_test, self.class_correct, self.class_total, scenario=self.scenario)
