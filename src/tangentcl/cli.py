@@ -93,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        return {"run": _run, "list": _list, "report": _report}[options.command](options)
+        code = {"run": _run, "list": _list, "report": _report}[options.command](options)
+        sys.stdout.flush()  # here, where a reader that has gone is expected
+        return code
     except TangentclError as error:
         print(f"tangentcl: error: {error}", file=sys.stderr)
         return 2
@@ -180,7 +182,10 @@ def _list(options: argparse.Namespace) -> int:
         table.add_column(key, overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    with console.capture() as captured:  # printed below: rich would exit with 1 when the reader of a pipe has gone
+        console.print(table)
+    print(captured.get(), end="")
     return 0
 
 

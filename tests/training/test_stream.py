@@ -195,14 +195,21 @@ def test_a_task_without_samples_is_named(tiny_stream: TaskStream, tiny_backbone:
         learn_task(Nothing(tiny_backbone()), tiny_stream[0], PLAN, Runtime(device="cpu"), lambda event, fields: None)
 
 
-def test_nan_in_the_data_stops_the_run_with_task_and_step(tiny_backbone: Make) -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(40, 3, 4)).astype(np.float32), np.repeat(np.arange(4), 10)
-    x[35] = np.nan
-    source = from_arrays(x, y, rng.normal(size=(8, 3, 4)).astype(np.float32), y[::5], modality="array")
-    stream = with_arrays(class_incremental(source, n_tasks=2))
+class Breaking(ArrayTransform):
+    """Makes a NaN of the samples whose first number is above a limit."""
+
+    def __call__(self, raw: Any, rng: np.random.Generator | None) -> Tensor:
+        made = super().__call__(raw, rng)
+        return made if raw[0, 0] < 50 else made * torch.nan
+
+
+def test_a_loss_that_is_not_finite_names_term_step_and_task(tiny_backbone: Make) -> None:
+    x, y = np.random.default_rng(0).normal(size=(40, 3, 4)).astype(np.float32), np.repeat(np.arange(4), 10)
+    x[35, 0, 0] = 100
+    stream = class_incremental(from_arrays(x, y, x[::5], y[::5], modality="array"), n_tasks=2)
+    method = Finetune(tiny_backbone(), tune="head")
     with pytest.raises(NonFiniteLoss, match=r"loss term 'cross_entropy' became nan at step \d of 2 of task 1 \('T2'\)"):
-        run_stream(Finetune(tiny_backbone(), rank=2), stream, PLAN)
+        run_stream(method, stream.with_transforms(Breaking(), ArrayTransform()), PLAN)
 
 
 def test_an_empty_result_has_the_sizes_of_the_stream(tiny_stream: TaskStream) -> None:
