@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         load,
         task_incremental,
     )
-    from tangentcl.experiments import load_experiment
+    from tangentcl.experiments import Experiment, load_experiment
+    from tangentcl.experiments.run import run_experiment
     from tangentcl.methods import METHODS, NCM, Finetune, Joint, Method, Replay
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
@@ -39,7 +40,8 @@ _ROOMS = {
     "nn": "backbone from_module Backbone add_lora add_peft",
     "methods": "METHODS Method Finetune NCM Joint Replay",
     "training": "TrainingPlan run_stream StreamResult",
-    "experiments": "load_experiment",
+    "experiments": "load_experiment Experiment",
+    "experiments.run": "run_experiment",
     "records": "Record",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
@@ -48,6 +50,7 @@ __all__ = [
     "METHODS",
     "NCM",
     "Backbone",
+    "Experiment",
     "Finetune",
     "Joint",
     "Method",
@@ -69,6 +72,7 @@ __all__ = [
     "from_module",
     "load",
     "load_experiment",
+    "run_experiment",
     "run_stream",
     "task_incremental",
 ]

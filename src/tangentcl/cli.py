@@ -68,7 +68,7 @@ def parser() -> Parser:
         action="extend",
         default=[],
         metavar="TABLE.KEY=VALUE",
-        help="change settings, e.g. plan.epochs=5 method.rank=4 (all methods) method.LABEL.rank=4 (one)",
+        help="change settings: plan.epochs=5, method.LABEL.rank=4 (one method), method.rank=4 (every method)",
     )
     run.add_argument("--seed", dest="seeds", nargs="+", type=int, metavar="N", help="seeds instead of the file's")
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder of all records (default: runs)")
@@ -156,6 +156,7 @@ def _print_results(outcomes: Sequence[Outcome], folder: Path, page: Path | None,
     for outcome in outcomes:
         if outcome.status == "failed":
             print(f"\nFAILED {outcome.label}, seed {outcome.seed}: {outcome.reason}")
+            print(f"       traceback in {outcome.folder / 'events.jsonl'}")
     skipped = sum(outcome.status == "skipped" for outcome in outcomes)
     if skipped:
         print(f"\n{skipped} of {len(outcomes)} runs were done before and not repeated")

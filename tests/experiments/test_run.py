@@ -147,7 +147,7 @@ def test_changed_settings_are_refused_by_name_before_anything_runs(tmp_path: Pat
     run(experiment("ncm"), tmp_path)
     changed = experiment({"name": "ncm", "label": "new"}, {"name": "ncm", "metric": "euclidean"}, plan={"epochs": 2})
     with pytest.raises(
-        ConfigError, match=r"method.metric was not set, now 'euclidean'; plan.epochs was 1, now 2.*--over"
+        ConfigError, match=r"method.metric was 'cosine', now 'euclidean'; plan.epochs was 1, now 2.*--over"
     ):
         run(changed, tmp_path)
     assert not (tmp_path / "e/new").exists()

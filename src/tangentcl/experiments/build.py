@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from tangentcl.data import STREAMS, ImageTransform, Source, TaskStream, Transform, load
 from tangentcl.errors import ConfigError, TangentclError, nearest
-from tangentcl.experiments.call import call
+from tangentcl.experiments.call import call, defaults
 from tangentcl.experiments.config import Table
 from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone, backbone
@@ -92,7 +93,7 @@ def build_backbone(table: Table) -> Backbone:
 
 
 def transforms(features: Backbone, table: Table) -> tuple[Transform | None, Transform | None]:
-    """Training and evaluation transforms of the backbone, as changed by ``[transform]``.
+    """Training and evaluation transforms of the backbone, as changed by ``[transform]``; the rest stays the backbone's.
 
     Keys are those of `tangentcl.data.ImageTransform` except size, mean and std, which belong to the backbone; further
     ``augment = false`` trains under the evaluation transform.
@@ -114,12 +115,33 @@ def transforms(features: Backbone, table: Table) -> tuple[Transform | None, Tran
     for key in ("size", "mean", "std", "train"):
         if key in keywords:
             raise ConfigError(f"[transform] does not take {key!r}: it belongs to the backbone ([backbone] image_size)")
-    own: dict[str, Any] = {"size": train.size, "mean": train.mean, "std": train.std, "crop_ratio": train.crop_ratio}
+    own: dict[str, Any] = {
+        key: getattr(train, key)
+        for key in ("size", "mean", "std", "scale", "ratio", "flip", "interpolation", "crop_ratio")
+    }
     made = [
         call(ImageTransform, {**own, **keywords, "train": training}, table="transform", aliases=("augment",))
         for training in (augment, False)
     ]
     return made[0], made[1]
+
+
+def with_defaults(settings: Table) -> Table:
+    """The settings of one run with every keyword that the constructors fill in, as the record keeps them.
+
+    So the record shows the learning rate of a file that names none, and a default that changes with a later version
+    counts as another setting.
+    """
+    makers: dict[str, Callable[..., Any]] = {
+        "source": load,
+        "stream": STREAMS[settings["stream"]["kind"]],
+        "backbone": backbone,
+        "plan": TrainingPlan,
+        "method": method_class(settings["method"]["name"]),
+    }
+    filled = {table: {**defaults(maker), **settings[table]} for table, maker in makers.items()}
+    del filled["plan"]["seed"]  # the run's own, one level up
+    return {**settings, **filled}
 
 
 def _name(name: Any, table: str) -> str:

@@ -48,6 +48,17 @@ def call(
     return function(*given, **keywords)
 
 
+def defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """Keywords that ``function`` fills in by itself, without those that are None, which TOML cannot hold.
+
+    >>> def scaled(x, factor=2.0, offset=None): return x
+    >>> defaults(scaled)
+    {'factor': 2.0}
+    """
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and p.default is not None}
+
+
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value read from TOML can stand for a type hint; a hint that TOML has no value for accepts anything.
 

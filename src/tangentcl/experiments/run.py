@@ -20,6 +20,7 @@ from tangentcl.experiments.build import (
     build_source,
     build_stream,
     transforms,
+    with_defaults,
 )
 from tangentcl.experiments.config import Experiment, MethodEntry, Table
 from tangentcl.experiments.environment import environment
@@ -61,8 +62,12 @@ class Run:
         return Outcome(self.entry.label, self.seed, self.folder, status, reason)
 
 
+def ignore(label: str, seed: int, event: str, fields: dict[str, Any]) -> None:
+    """Observe nothing."""
+
+
 def run_experiment(
-    experiment: Experiment, out: str | Path, *, observe: Observe, overwrite: bool = False
+    experiment: Experiment, out: str | Path = "runs", *, observe: Observe = ignore, overwrite: bool = False
 ) -> list[Outcome]:
     """Run every method and seed of ``experiment``; records lie in ``out/<experiment>/<label>/seed-<seed>``.
 
@@ -118,7 +123,8 @@ def _planned(experiment: Experiment, out: Path) -> list[Run]:
         for entry in experiment.methods:
             plan = build_plan({**experiment.plan, **entry.plan}, seed)
             folder = out / experiment.name / entry.slug / f"seed-{seed}"
-            runs.append(Run(entry, seed, plan, streams[key], experiment.resolved(entry, seed), folder))
+            settings = with_defaults(experiment.resolved(entry, seed))
+            runs.append(Run(entry, seed, plan, streams[key], settings, folder))
     return runs
 
 
