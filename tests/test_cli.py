@@ -194,6 +194,7 @@ def test_a_failing_method_of_the_user_gives_exit_code_1(here: Path, capsys: pyte
     code, out, err = answer(capsys, "run", "small.toml")
     assert code == 1
     assert "FAILED head, all, seed 0: RuntimeError: out of luck" in out
+    assert "traceback in runs/small/head-all/seed-0/events.jsonl" in out
     assert "ncm, seed 0: accuracy" in out
     assert "[1/2] head, all, seed 0: failed: RuntimeError: out of luck" in err
     assert "Traceback" not in out + err

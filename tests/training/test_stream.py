@@ -23,8 +23,8 @@ from tangentcl.data import (
     from_arrays,
     task_incremental,
 )
-from tangentcl.errors import DataError, NonFiniteLoss
-from tangentcl.methods import NCM, Finetune, Joint, Method
+from tangentcl.errors import ConfigError, DataError, ModelError, NonFiniteLoss
+from tangentcl.methods import NCM, Finetune, Joint, Method, Replay
 from tangentcl.nn import Backbone
 from tangentcl.training import Runtime, StreamResult, TrainingPlan, run_stream
 from tangentcl.training.stream import learn_task
@@ -225,3 +225,51 @@ def test_the_global_generator_before_a_run_does_not_matter(tiny_stream: TaskStre
         torch.manual_seed(seed)
         matrices.append(run_stream(method, tiny_stream, PLAN).matrix)
     np.testing.assert_array_equal(*matrices)
+
+
+def test_samples_of_a_wrong_shape_are_told_from_other_failures(tiny_backbone: Make) -> None:
+    x, y = np.zeros((20, 5), dtype=np.float32), np.arange(20) % 4
+    stream = with_arrays(class_incremental(from_arrays(x, y, x, y, name="flat", modality="array"), n_tasks=2))
+    for method in (NCM(tiny_backbone()), Finetune(tiny_backbone(), rank=2)):
+        with pytest.raises(
+            DataError, match=r"stream 'flat.*' come of shape \[5\] .* backbone 'tiny' cannot take \(mat1"
+        ):
+            run_stream(method, stream, PLAN)
+
+
+class Unlucky(NCM):
+    """Fails for a reason of its own."""
+
+    def end_task(self, task: Task) -> None:
+        raise ValueError("unlucky")
+
+
+def test_other_failures_stay_what_they_are(tiny_stream: TaskStream, tiny_backbone: Make) -> None:
+    with pytest.raises(ValueError, match=r"^unlucky$"):
+        run_stream(Unlucky(tiny_backbone()), tiny_stream, PLAN)
+
+
+def test_arguments_of_a_wrong_kind_are_named(tiny_stream: TaskStream, tiny_backbone: Make) -> None:
+    method: Any = NCM(tiny_backbone())
+    for arguments, message in (
+        ((NCM, tiny_stream, PLAN), "needs a Method object as method, got the class NCM"),
+        ((method, [tiny_stream[0]], PLAN), "needs a TaskStream object as stream, got a list"),
+        ((method, tiny_stream, {"epochs": 1}), "needs a TrainingPlan object as plan, got a dict"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_stream(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", ["bundled", torch.nn.Linear(2, 2)])
+@pytest.mark.parametrize("kind", [NCM, Finetune, Joint, Replay])
+def test_a_method_needs_a_backbone(kind: Any, value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a method needs a tangentcl.nn.Backbone, got (str|Linear). Make one with"):
+        kind(value)
+
+
+@pytest.mark.parametrize("kind", [NCM, Finetune, Joint])
+def test_a_method_learns_one_stream(kind: Any, tiny_stream: TaskStream, tiny_backbone: Make) -> None:
+    method = kind(tiny_backbone())
+    run_stream(method, tiny_stream, PLAN)
+    with pytest.raises((ConfigError, ModelError), match=r"make a new one for each stream|grows and never shrinks"):
+        run_stream(method, tiny_stream, PLAN)
