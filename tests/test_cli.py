@@ -281,7 +281,13 @@ def test_from_a_shell_with_a_model_folder_and_a_signal(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "tangentcl", "run", "small.toml", "--set", "method.ncm.plan.epochs=1"]
     with subprocess.Popen(
-        line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        line,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background inherits it ignored
     ) as running:
         events = tmp_path / "runs/small/head-all/seed-0/events.jsonl"
         deadline = time.monotonic() + 60
