@@ -100,6 +100,17 @@ def test_one_step_is_the_optimisers_step_on_the_mean_loss(
     assert events[-1][1]["terms"]["cross_entropy"] == pytest.approx(loss.item(), rel=1e-6)
 
 
+def test_the_head_rate_reaches_what_lies_outside_the_backbone(
+    tiny_backbone: Callable[[], Backbone], tiny_stream: TaskStream
+) -> None:
+    task = tiny_stream[0]
+    method = _method(tiny_backbone, task)
+    before = {name: p.detach().clone() for name, p in method.named_parameters() if p.requires_grad}
+    _fit(method, task, TrainingPlan(epochs=1, batch_size=8, lr=0.0, head_lr=0.1, device="cpu")).run()
+    moved = {name for name, p in method.named_parameters() if name in before and not torch.equal(p, before[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
 def test_clipping_bounds_the_step(tiny_backbone: Callable[[], Backbone], tiny_stream: TaskStream) -> None:
     task = tiny_stream[0]
     plan = TrainingPlan(

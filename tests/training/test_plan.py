@@ -25,6 +25,7 @@ from tangentcl.training import TrainingPlan
         ({"lr": -1.0}, "plan.lr must be a finite number of at least 0"),
         ({"lr": "fast"}, "got 'fast'"),
         ({"momentum": 1.5}, "between 0 and 1"),
+        ({"head_lr": -0.1}, "plan.head_lr must be a finite number of at least 0"),
         ({"clip_norm": 0.0}, "must be a positive number"),
         ({"milestones": (30, 60)}, "shares of a task's steps"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers"),
@@ -76,3 +77,16 @@ def test_sgd_with_momentum_and_decay_matches_hand_calculation() -> None:
         optimizer.step()
     # v1 = 3 + 0.2; w1 = 1 - 0.32; v2 = 0.5 v1 + 3 + 0.2 w1; w2 = w1 - 0.1 v2
     assert w.item() == pytest.approx(0.68 - 0.1 * (1.6 + 3 + 0.2 * 0.68))
+
+
+def test_the_head_has_its_own_rate_and_both_follow_the_schedule() -> None:
+    plan = TrainingPlan(optimizer="sgd", lr=0.1, head_lr=0.5, momentum=0.0, schedule="step", milestones=(0.5,))
+    backbone, head = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    optimizer = plan.make_optimizer([backbone], [head])
+    schedule = plan.make_schedule(optimizer, 2)
+    for _ in range(2):
+        backbone.grad, head.grad = torch.ones(1), torch.ones(1)
+        optimizer.step()
+        schedule.step()
+    assert (backbone.item(), head.item()) == (pytest.approx(-0.11), pytest.approx(-0.55))
+    assert len(plan.make_optimizer([], [head]).param_groups) == 1

@@ -13,6 +13,7 @@ from torch import Tensor
 from tangentcl.data import Samples, Task
 from tangentcl.errors import ConfigError, NonFiniteLoss
 from tangentcl.methods import Method
+from tangentcl.nn import Backbone
 from tangentcl.training.order import BatchOrder, derived_seed, epoch_batches
 from tangentcl.training.plan import TrainingPlan
 from tangentcl.training.runtime import Runtime
@@ -52,7 +53,12 @@ class TaskFit:
             world=runtime.world,
         )
         self.n_steps = plan.epochs * self.order.steps_per_epoch
-        self.optimizer = runtime.prepare(plan.make_optimizer(self.parameters))
+        inside = {id(p) for m in method.modules() if isinstance(m, Backbone) for p in m.parameters()}
+        backbone, head = (
+            [p for p in self.parameters if id(p) in inside],
+            [p for p in self.parameters if id(p) not in inside],
+        )
+        self.optimizer = runtime.prepare(plan.make_optimizer(backbone, head))
         self.schedule = plan.make_schedule(self._plain_optimizer(), self.n_steps)
         self.step = 0
         self._names: list[str] = []

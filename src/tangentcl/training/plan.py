@@ -29,6 +29,8 @@ class TrainingPlan:
             ``accumulate`` times as large.
         optimizer: ``"sgd"`` or ``"adamw"``.
         lr: peak learning rate.
+        head_lr: peak learning rate of what is trained outside the backbone, the classifier above all; ``None`` is
+            ``lr``. With one rate for both, adapters drift to make up for a classifier that starts from nothing.
         momentum, nesterov: of SGD. betas: of AdamW.
         weight_decay: decoupled for AdamW, in the gradient for SGD.
         schedule: ``"constant"``, ``"cosine"`` (to zero at the task's end) or ``"step"`` (times ``gamma`` at every
@@ -52,6 +54,7 @@ class TrainingPlan:
     accumulate: int = 1
     optimizer: str = "adamw"
     lr: float = 1e-3
+    head_lr: float | None = None
     momentum: float = 0.9
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
@@ -101,6 +104,8 @@ class TrainingPlan:
             if not _is_number(value) or not low <= value <= high:
                 limits = f"of at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
                 raise ConfigError(f"plan.{name} must be a finite number {limits}, got {value!r}")
+        if self.head_lr is not None and not (_is_number(self.head_lr) and self.head_lr >= 0):
+            raise ConfigError(f"plan.head_lr must be a finite number of at least 0, or left out, got {self.head_lr!r}")
         if self.clip_norm is not None and not (_is_number(self.clip_norm) and self.clip_norm > 0):
             raise ConfigError(f"plan.clip_norm must be a positive number, or left out, got {self.clip_norm!r}")
         if not isinstance(self.nesterov, bool):
@@ -125,20 +130,25 @@ class TrainingPlan:
         """
         return self.epochs * math.ceil(n_samples / (self.batch_size * self.accumulate))
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimiser over ``parameters``."""
+    def make_optimizer(
+        self, parameters: Iterable[nn.Parameter], head: Iterable[nn.Parameter] = ()
+    ) -> torch.optim.Optimizer:
+        """A fresh optimiser over ``parameters`` at ``lr`` and those of ``head`` at ``head_lr``."""
+        head_lr = self.lr if self.head_lr is None else self.head_lr
+        named = [{"params": list(parameters), "lr": self.lr}, {"params": list(head), "lr": head_lr}]
+        groups = [group for group in named if group["params"]]
         if self.optimizer == "sgd":
             return torch.optim.SGD(
-                parameters,
+                groups,
                 lr=self.lr,
                 momentum=self.momentum,
                 nesterov=self.nesterov and self.momentum > 0,
                 weight_decay=self.weight_decay,
             )
-        return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
 
     def factor(self, step: int, n_steps: int) -> float:
-        """Learning rate at ``step`` (from 0) of ``n_steps``, as a multiple of ``lr``.
+        """Learning rate at ``step`` (from 0) of ``n_steps``, as a multiple of the peak.
 
         >>> plan = TrainingPlan(schedule="cosine", warmup=2)
         >>> [round(plan.factor(s, 6), 3) for s in range(6)]
