@@ -27,6 +27,20 @@ if TYPE_CHECKING:
         task_incremental,
     )
     from tangentcl.experiments import load_experiment
+    from tangentcl.forecast import (
+        SGD,
+        AdamW,
+        Forecast,
+        GradientDescent,
+        GradientFlow,
+        Ridge,
+        batch_order,
+        forecast_forgetting,
+        forecast_linear,
+        rank_bound,
+        vulnerability,
+    )
+    from tangentcl.kernels import FeatureKernel, Kernel
     from tangentcl.methods import METHODS, NCM, Finetune, Joint, Method, Replay
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
@@ -37,6 +51,11 @@ __version__ = "0.1.0"
 _ROOMS = {
     "data": ("load from_arrays class_incremental domain_incremental task_incremental few_shot Task TaskStream Source"),
     "nn": "backbone from_module Backbone add_lora add_peft",
+    "kernels": "Kernel FeatureKernel",
+    "forecast": (
+        "forecast_forgetting forecast_linear Forecast Ridge GradientFlow GradientDescent SGD AdamW batch_order "
+        "vulnerability rank_bound"
+    ),
     "methods": "METHODS Method Finetune NCM Joint Replay",
     "training": "TrainingPlan run_stream StreamResult",
     "experiments": "load_experiment",
@@ -47,12 +66,20 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = [
     "METHODS",
     "NCM",
+    "SGD",
+    "AdamW",
     "Backbone",
+    "FeatureKernel",
     "Finetune",
+    "Forecast",
+    "GradientDescent",
+    "GradientFlow",
     "Joint",
+    "Kernel",
     "Method",
     "Record",
     "Replay",
+    "Ridge",
     "Source",
     "StreamResult",
     "TangentclError",
@@ -62,15 +89,20 @@ __all__ = [
     "add_lora",
     "add_peft",
     "backbone",
+    "batch_order",
     "class_incremental",
     "domain_incremental",
     "few_shot",
+    "forecast_forgetting",
+    "forecast_linear",
     "from_arrays",
     "from_module",
     "load",
     "load_experiment",
+    "rank_bound",
     "run_stream",
     "task_incremental",
+    "vulnerability",
 ]
 
 
