@@ -49,7 +49,9 @@ class Dynamics(ABC):
         change = problem.weight * self.idle_change()
         change[:, problem.columns] = moved
         if not bool(change.isfinite().all()):
-            raise ConfigError(f"training with {self} diverges: weights become infinite. Try a smaller lr.")
+            raise ConfigError(
+                f"training with {type(self).__name__} diverges: weights become infinite. Try a smaller lr."
+            )
         return Displacement(change, residual)
 
     @abstractmethod

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tangentcl.errors import DataError
 from tangentcl.forecast.vulnerability import Vulnerability, vulnerability
-from tangentcl.linalg import Spectrum, gram_spectrum
+from tangentcl.kernels import FeatureKernel
+from tangentcl.linalg import KroneckerIdentity, Spectrum, gram_spectrum
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,14 @@ class Forecast:
         by_margin = lost.argsort(descending=True, stable=True)
         return classes[by_margin[(now - after)[by_margin].argsort(descending=True, stable=True)]][:k]
 
+    @property
+    def kernel(self) -> KroneckerIdentity:
+        """The old task's tangent kernel, an operator on vectors [n C]."""
+        return FeatureKernel(self.outputs.shape[1], bias=self.bias)(self.features)
+
     @cached_property
     def spectrum(self) -> Spectrum:
-        """Of the old task's kernel; computed when first asked for, in O(n d min(n, d))."""
+        """Of the old kernel of one output; all C have the same. O(n d min(n, d)) when first asked for."""
         return gram_spectrum(self.features, float(self.bias))
 
     @cached_property

@@ -15,9 +15,9 @@ from tangentcl.errors import DataError, ModelError
 from tangentcl.forecast.dynamics import Dynamics
 from tangentcl.forecast.forecast import Forecast
 from tangentcl.forecast.problem import LinearProblem, head_matrix, linear_problem, loss_residual
-from tangentcl.linalg import with_constant
 from tangentcl.linalg.operator import BLOCK
 from tangentcl.nn import Backbone, GrowingLinear, extract_features
+from tangentcl.nn.backbone import to_device
 
 PROBE = 16  # new samples on which the model's own loss is compared with the loss of the recipe
 
@@ -35,8 +35,9 @@ def forecast_linear(
 ) -> Forecast:
     r"""Forecast for a linear head on features: :math:`D = \Phi_o (W_T - W_0)`.
 
-    Computed in float64 whatever the features are in, and without a matrix larger than [n, C], [d, C] or
-    [min(n2, d), min(n2, d)]; outputs and drift are stored in the precision of the old features (at least float32).
+    The displacement of the head is computed in float64 whatever the features are in; outputs and drift in the
+    precision of the old features (at least float32). No matrix is larger than [n, C], [d, C] or [m, m] with m the
+    smaller of n2 and d.
 
     Args:
         features_old: [n1, d].
@@ -103,10 +104,12 @@ def _forecast(
 
 
 def _linear(features: Tensor, matrix: Tensor, bias: bool, dtype: torch.dtype) -> Tensor:
-    """Features [n, d] (and a constant) times [d (+ 1), C], summed in float64 block by block, [n, C]."""
+    """Features [n, d] (and a constant) times [d (+ 1), C] in ``dtype``, block by block, [n, C]."""
+    matrix = matrix.to(dtype)
+    weight, constant = (matrix[:-1], matrix[-1]) if bias else (matrix, torch.zeros_like(matrix[0]))
     result = torch.empty(len(features), matrix.shape[1], dtype=dtype, device=features.device)
     for block, rows in zip(features.detach().split(BLOCK), result.split(BLOCK)):
-        rows.copy_(with_constant(block, float(bias)) @ matrix)
+        torch.addmm(constant, block.to(dtype), weight, out=rows)
     return result
 
 
@@ -191,8 +194,7 @@ def _check_loss(model: nn.Module, samples: Samples, problem: LinearProblem, dyna
     try:
         with torch.no_grad(), torch.random.fork_rng():
             device = next(model.parameters()).device
-            moved = x.to(device) if isinstance(x, Tensor) else {key: value.to(device) for key, value in x.items()}
-            terms: dict[str, Tensor] = model.training_loss(moved, y.to(device))  # type: ignore[operator]
+            terms: dict[str, Tensor] = model.training_loss(to_device(x, device), y.to(device))  # type: ignore[operator]
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -84,8 +84,9 @@ class GradientDescent(Dynamics):
             largest = float(h.max())
             limit = stable_rate(mu, self.nesterov, largest)
             raise ConfigError(
-                f"training with {self} diverges: an error along the steepest direction (curvature {largest:.4g}) "
-                f"grows {growth:.3g} times. Stable is a constant lr below {limit:.4g}."
+                f"gradient descent at lr {max(learning_rates(self.lr, self.steps)):g} diverges: an error along the "
+                f"steepest direction (curvature {largest:.4g}) grows {growth:.3g} times. "
+                f"Stable is a constant lr below {limit:.4g}."
             )
         return -moves[:, 0, 2]
 
