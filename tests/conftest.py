@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tangentcl.data import ArrayTransform, Source, TaskStream, class_incremental, from_arrays
+from tangentcl.data import ArrayTransform, ImageTransform, Source, TaskStream, class_incremental, from_arrays
 from tangentcl.nn import Backbone, from_module
 
 SIDE, TOKENS, WIDTH = 4, 3, 16
@@ -65,6 +65,24 @@ def tiny_stream(tiny_source: Source) -> TaskStream:
     """Three tasks of two classes."""
     stream = class_incremental(tiny_source, n_tasks=3)
     return stream.with_transforms(ArrayTransform(), ArrayTransform())
+
+
+@pytest.fixture
+def pixel_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experiment files get one frozen layer over 8x8 pixels for every ``[backbone]``, in milliseconds."""
+
+    def pixels(name: str = "bundled", *, pooling: str | None = None) -> Backbone:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, WIDTH), nn.Tanh())
+        mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+        train = ImageTransform(8, mean, std, train=True, scale=(0.6, 1.0), flip=0.0)
+        evaluation = ImageTransform(8, mean, std)
+        return from_module(
+            module, None, WIDTH, name=name, modality="image", train_transform=train, eval_transform=evaluation
+        )
+
+    monkeypatch.setattr("tangentcl.experiments.build.backbone", pixels)
 
 
 def _folder(variable: str) -> Path:

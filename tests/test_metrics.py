@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -208,9 +205,3 @@ def test_sample_mean_is_the_share_of_right_answers_whatever_their_order(right, r
     shuffled = [random.sample(task, len(task)) for task in right]
     assert last(right) == pytest.approx(np.mean([r for task in right for r in task]))
     assert last(shuffled) == pytest.approx(last(right))
-
-
-def test_the_examples_of_the_documentation_run():
-    page = Path(__file__).parents[1] / "docs" / "metrics.md"
-    failed, tried = doctest.testfile(str(page), module_relative=False)
-    assert (failed, tried > 8) == (0, True)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
         load,
         task_incremental,
     )
-    from tangentcl.experiments import load_experiment
+    from tangentcl.experiments import Experiment, load_experiment
+    from tangentcl.experiments.run import run_experiment
     from tangentcl.forecast import (
         SGD,
         AdamW,
@@ -58,7 +59,8 @@ _ROOMS = {
     ),
     "methods": "METHODS Method Finetune NCM Joint Replay",
     "training": "TrainingPlan run_stream StreamResult",
-    "experiments": "load_experiment",
+    "experiments": "load_experiment Experiment",
+    "experiments.run": "run_experiment",
     "records": "Record",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
@@ -69,6 +71,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "Backbone",
+    "Experiment",
     "FeatureKernel",
     "Finetune",
     "Forecast",
@@ -100,6 +103,7 @@ __all__ = [
     "load",
     "load_experiment",
     "rank_bound",
+    "run_experiment",
     "run_stream",
     "task_incremental",
     "vulnerability",

@@ -27,15 +27,24 @@ WHAT = ("methods", "streams", "sources", "runs")
 class Parser(argparse.ArgumentParser):
     """Argparse that names the nearest option or command when one is mistyped, and exits with 2."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but a command complains about its own options, so that the nearest of them is named."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown and self._subparsers is None:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             wrong = message.removeprefix("unrecognized arguments: ").split()[0]
             options = [option for action in self._actions for option in action.option_strings]
-            message = f"unknown argument {wrong}.{nearest(wrong, options)}"
+            message = f"unknown argument {wrong!r}.{nearest(wrong, options)}"
         elif "invalid choice: " in message:
             wrong = message.split("invalid choice: ")[1].split("'")[1]
             choices = [c for action in self._actions for c in (action.choices or [])]
             message = f"unknown command or value {wrong!r}.{nearest(wrong, choices)}"
+        else:
+            message = f"{message}. Try: {self.prog} --help"
         self.exit(2, f"tangentcl: error: {message}\n")
 
 
@@ -59,7 +68,7 @@ def parser() -> Parser:
         action="extend",
         default=[],
         metavar="TABLE.KEY=VALUE",
-        help="change settings, e.g. plan.epochs=5 method.rank=4 (all methods) method.LABEL.rank=4 (one)",
+        help="change settings: plan.epochs=5, method.LABEL.rank=4 (one method), method.rank=4 (every method)",
     )
     run.add_argument("--seed", dest="seeds", nargs="+", type=int, metavar="N", help="seeds instead of the file's")
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder of all records (default: runs)")
@@ -84,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = parser().parse_args(arguments)
     try:
-        return {"run": _run, "list": _list, "report": _report}[options.command](options)
+        code = {"run": _run, "list": _list, "report": _report}[options.command](options)
+        sys.stdout.flush()  # here, where a reader that has gone is expected
+        return code
     except TangentclError as error:
         print(f"tangentcl: error: {error}", file=sys.stderr)
         return 2
@@ -101,9 +112,11 @@ def _run(options: argparse.Namespace) -> int:
 
     from tangentcl.experiments.config import load_experiment
 
+    sys.path.append(os.getcwd())  # where a user's own method, "my_module:MyMethod", most often lies
     experiment = load_experiment(options.file, settings=options.settings, seeds=options.seeds)
     from tangentcl.experiments.progress import RunProgress
     from tangentcl.experiments.run import run_experiment
+    from tangentcl.records import find_records
     from tangentcl.training.runtime import launched_rank, process_group
 
     progress = RunProgress(Console(stderr=True), len(experiment.methods) * len(experiment.seeds))
@@ -111,22 +124,24 @@ def _run(options: argparse.Namespace) -> int:
         outcomes = run_experiment(experiment, options.out, observe=progress, overwrite=options.overwrite)
     if launched_rank() != 0:
         return 0
-    _print_results(outcomes, options.out / experiment.name, with_page=not options.no_report, as_json=options.json)
+    folder = options.out / experiment.name
+    page = None
+    if not options.no_report and any(outcome.status != "failed" for outcome in outcomes):
+        from tangentcl.reports.html import write_report
+
+        page = write_report(find_records([folder]), folder / "report.html")  # with runs of earlier commands
+    _print_results(outcomes, folder, page, as_json=options.json)
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
-def _print_results(outcomes: Sequence[Outcome], folder: Path, *, with_page: bool, as_json: bool) -> None:
+def _print_results(outcomes: Sequence[Outcome], folder: Path, page: Path | None, *, as_json: bool) -> None:
+    from tangentcl.metrics import matrix_text
     from tangentcl.records import Record
-    from tangentcl.reports.html import write_report
-    from tangentcl.reports.tables import matrix_text, rows, to_json, to_text
+    from tangentcl.reports.selection import accuracies
+    from tangentcl.reports.tables import rows, to_json, to_text
 
     finished = [Record.read(outcome.folder) for outcome in outcomes if outcome.status != "failed"]
     found = rows(finished)
-    page = (
-        write_report([outcome.folder for outcome in outcomes], folder / "report.html")
-        if finished and with_page
-        else None
-    )
     if as_json:
         runs = [{**dataclasses.asdict(outcome), "folder": str(outcome.folder)} for outcome in outcomes]
         summary = json.loads(to_json(found))
@@ -134,12 +149,14 @@ def _print_results(outcomes: Sequence[Outcome], folder: Path, *, with_page: bool
         return
     for record in finished:
         print(f"\n{record.label}, seed {record.seed}: accuracy in % on each task (columns) after each task (rows)")
-        print(matrix_text(record))
+        accuracy = accuracies(record)
+        print(matrix_text(accuracy.matrix, accuracy.n_test))
     if finished:
         print(f"\n{to_text(found)}", end="")
     for outcome in outcomes:
         if outcome.status == "failed":
             print(f"\nFAILED {outcome.label}, seed {outcome.seed}: {outcome.reason}")
+            print(f"       traceback in {outcome.folder / 'events.jsonl'}")
     skipped = sum(outcome.status == "skipped" for outcome in outcomes)
     if skipped:
         print(f"\n{skipped} of {len(outcomes)} runs were done before and not repeated")
@@ -166,7 +183,10 @@ def _list(options: argparse.Namespace) -> int:
         table.add_column(key, overflow="fold")
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False)
+    with console.capture() as captured:  # printed below: rich would exit with 1 when the reader of a pipe has gone
+        console.print(table)
+    print(captured.get(), end="")
     return 0
 
 
@@ -191,22 +211,55 @@ def _name_rows(what: str) -> list[dict[str, Any]]:
 
 
 def _run_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    from tangentcl.errors import RecordError
     from tangentcl.records import Record, find_records
 
-    return [_run_row(Record.read(folder)) for folder in find_records(paths)]
+    rows = []
+    for folder in find_records(paths):
+        try:
+            rows.append(_run_row(Record.read(folder)))
+        except RecordError as error:
+            rows.append(_row(folder, status="damaged", reason=str(error)))
+    return rows
 
 
 def _run_row(record: Record) -> dict[str, Any]:
+    from tangentcl.records import is_abandoned
+
     metrics = record.accuracy.metrics if record.accuracy is not None else {}
     last = metrics.get("last_accuracy")
+    status, reason = record.status.status, record.status.reason
+    if is_abandoned(record.folder):
+        status, reason = "abandoned", "its process is gone; repeat the command"
+    return _row(
+        record.folder,
+        experiment=record.experiment,
+        label=record.label,
+        seed=record.seed,
+        status=status,
+        last_accuracy=None if last is None else round(100 * last, 2),
+        reason=reason,
+    )
+
+
+def _row(
+    folder: Path,
+    *,
+    status: str,
+    reason: str | None,
+    experiment: str | None = None,
+    label: str | None = None,
+    seed: int | None = None,
+    last_accuracy: float | None = None,
+) -> dict[str, Any]:
     return {
-        "experiment": record.experiment,
-        "label": record.label,
-        "seed": record.seed,
-        "status": record.status.status,
-        "last_accuracy": None if last is None else round(100 * last, 2),
-        "reason": record.status.reason,
-        "record": str(record.folder),
+        "experiment": experiment,
+        "label": label,
+        "seed": seed,
+        "status": status,
+        "last_accuracy": last_accuracy,
+        "reason": reason,
+        "record": str(folder),
     }
 
 

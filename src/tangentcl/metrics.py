@@ -310,6 +310,26 @@ def summary(
     }
 
 
+def matrix_text(matrix: npt.ArrayLike, n_test: npt.ArrayLike) -> str:
+    """The accuracy matrix as plain text in percent: a line per stage, tasks counted from 1.
+
+    Stages that were not evaluated are left out. The last column, "seen", is the sample-mean over all tasks so far.
+
+    >>> print(matrix_text([[1.0, float("nan")], [0.5, 0.75]], [100, 300]))
+    after      1     2   seen
+        1  100.0        100.0
+        2   50.0  75.0   68.8
+    """
+    R = _matrix(matrix)
+    seen = session_accuracy(R, n_test)
+    lines = [["after", *(str(k + 1) for k in range(len(R))), "seen"]]
+    for t, row in enumerate(R):
+        if not np.isnan(row).all():
+            lines.append([str(t + 1), *("" if np.isnan(v) else f"{100 * v:.1f}" for v in [*row, seen[t]])])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+
+
 def _known(metric: Callable[[], Any]) -> Any:
     try:
         return metric()

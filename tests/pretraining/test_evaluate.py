@@ -74,7 +74,7 @@ def test_bundled_features_tell_digits_apart_where_pixels_and_random_weights_do_n
         return accuracy(*(tokens(model, i, card["mean"], card["std"])[:, pool] for i in (x, test)))
 
     untrained = SmallViT(**card["architecture"]).eval()
-    bound = 0.93
+    bound = 0.95  # bundled 98.7 %, untrained 73.7 %, pixels 90.5 %
     assert of(load_bundled()) > bound
     assert of(untrained) < bound
     assert accuracy(x.flatten(1), test.flatten(1)) < bound

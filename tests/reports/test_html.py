@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import doctest
 import html
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 
@@ -170,9 +168,3 @@ def test_a_browser_shows_it_without_errors_and_without_sideways_scrolling(digits
     assert width, found.stderr
     assert int(width[1]) <= 390
     assert "CONSOLE" not in found.stderr
-
-
-def test_the_examples_of_the_documentation_run():
-    page = Path(__file__).parents[2] / "docs" / "report.md"
-    failed, tried = doctest.testfile(str(page), module_relative=False)
-    assert (failed, tried > 8) == (0, True)

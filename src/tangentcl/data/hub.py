@@ -127,7 +127,7 @@ def _splits(name: str, config: str | None, revision: str | None) -> dict[str, An
         found = (
             datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(name, config, revision=revision)
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # its many readers raise errors of their own packages, down to zipfile.BadZipFile
         where = "in that folder" if folder.exists() else "on the hub or in the local cache"
         raise DataError(
             f"Cannot load the data set {name!r} {where} ({type(error).__name__}: {_first_line(error)}). "

@@ -43,7 +43,8 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         image = Image.open(io.BytesIO(data))
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"Cannot decode the image {name} ({error}). Remove it from the data or replace it.") from error
+        cause = "no known image format" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"Cannot decode the image {name} ({cause}). Remove it from the data or replace it.") from error
     return image
 
 

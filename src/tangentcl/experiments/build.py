@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from tangentcl.data import STREAMS, ImageTransform, TaskStream, Transform, load
-from tangentcl.errors import ConfigError, nearest
-from tangentcl.experiments.config import Table, call
+from tangentcl.data import STREAMS, ImageTransform, Source, TaskStream, Transform, load
+from tangentcl.errors import ConfigError, TangentclError, nearest
+from tangentcl.experiments.call import call, defaults
+from tangentcl.experiments.config import Table
 from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone, backbone
 from tangentcl.training import TrainingPlan
 from tangentcl.training.order import derived_seed
 
 
-def build_stream(source: Table, stream: Table, seed: int) -> TaskStream:
-    """The task stream of the tables ``[source]`` and ``[stream]``.
+def build_source(table: Table) -> Source:
+    """The data of ``[source]``.
+
+    Raises:
+        ConfigError: unknown name or key. DataError: missing or damaged data.
+    """
+    options = dict(table)
+    name = _name(options.pop("name"), "source")
+    return call(load, options, table="source", given=(name,), aliases=("name",))
+
+
+def build_stream(data: Source, table: Table, seed: int) -> TaskStream:
+    """The task stream of ``[stream]`` on ``data``.
 
     ``order_seed = "seed"`` draws another class order for every seed of the experiment.
 
     Raises:
-        ConfigError: unknown kind or key. DataError: what the source or the stream refuses.
+        ConfigError: unknown kind or key. DataError: what the stream refuses.
     """
-    keywords = dict(stream)
+    keywords = dict(table)
     kind = keywords.pop("kind")
-    if kind not in STREAMS:
+    if not isinstance(kind, str) or kind not in STREAMS:
         raise ConfigError(f"[stream] kind is {kind!r}.{nearest(str(kind), STREAMS)}")
-    if keywords.get("order_seed") == "seed":
+    order = keywords.get("order_seed")
+    if order == "seed":
         keywords["order_seed"] = seed
-    options = dict(source)
-    data = call(load, options, table="source", given=(options.pop("name"),), aliases=("name",))
+    elif isinstance(order, str):
+        raise ConfigError(f'[stream] order_seed must be a whole number, or "seed" to follow the run\'s, got {order!r}')
     return call(STREAMS[kind], keywords, table="stream", given=(data,), aliases=("kind",))
 
 
@@ -42,25 +58,28 @@ def build_plan(table: Table, seed: int) -> TrainingPlan:
     """
     if "seed" in table:
         raise ConfigError("[plan] does not take a seed; use seeds = [...] at the top of the file, or --seed")
-    try:
-        return call(TrainingPlan, {**table, "seed": seed}, table="plan")
-    except TypeError as error:
-        raise ConfigError(f"[plan] holds a value of a wrong type: {error}") from error
+    return call(TrainingPlan, {**table, "seed": seed}, table="plan")
 
 
 def build_method(keywords: Table, features: Backbone, seed: int) -> Method:
     """The method of ``[[method]]`` on ``features``; weights it adds are drawn from ``seed``.
 
     Raises:
-        ConfigError: unknown name or key, or what the method refuses.
+        ConfigError: unknown name or key, or what the method refuses, with the place where it does.
     """
     keywords = dict(keywords)
     name = keywords.pop("name")
     torch.manual_seed(derived_seed(seed, "method"))
     try:
         return call(method_class(name), keywords, table=f"method {name}", given=(features,), aliases=("name", "label"))
-    except TypeError as error:
-        raise ConfigError(f"[method {name}] holds a value of a wrong type: {error}") from error
+    except TangentclError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(
+            f"[method {name}] cannot be constructed: {type(error).__name__}: {error} "
+            f"({Path(place.filename).name}, line {place.lineno})"
+        ) from error
 
 
 def build_backbone(table: Table) -> Backbone:
@@ -69,11 +88,12 @@ def build_backbone(table: Table) -> Backbone:
     Raises:
         ConfigError: unknown key. ModelError: nothing under that name, damaged weights.
     """
+    _name(table.get("name", "bundled"), "backbone")
     return call(backbone, table, table="backbone")
 
 
 def transforms(features: Backbone, table: Table) -> tuple[Transform | None, Transform | None]:
-    """Training and evaluation transforms of the backbone, as changed by ``[transform]``.
+    """Training and evaluation transforms of the backbone, as changed by ``[transform]``; the rest stays the backbone's.
 
     Keys are those of `tangentcl.data.ImageTransform` except size, mean and std, which belong to the backbone; further
     ``augment = false`` trains under the evaluation transform.
@@ -90,12 +110,41 @@ def transforms(features: Backbone, table: Table) -> tuple[Transform | None, Tran
         )
     keywords = dict(table)
     augment = keywords.pop("augment", True)
+    if not isinstance(augment, bool):
+        raise ConfigError(f"[transform] augment must be true or false, got {augment!r}")
     for key in ("size", "mean", "std", "train"):
         if key in keywords:
             raise ConfigError(f"[transform] does not take {key!r}: it belongs to the backbone ([backbone] image_size)")
-    own: dict[str, Any] = {"size": train.size, "mean": train.mean, "std": train.std, "crop_ratio": train.crop_ratio}
+    own: dict[str, Any] = {
+        key: getattr(train, key)
+        for key in ("size", "mean", "std", "scale", "ratio", "flip", "interpolation", "crop_ratio")
+    }
     made = [
         call(ImageTransform, {**own, **keywords, "train": training}, table="transform", aliases=("augment",))
         for training in (augment, False)
     ]
     return made[0], made[1]
+
+
+def with_defaults(settings: Table) -> Table:
+    """The settings of one run with every keyword that the constructors fill in, as the record keeps them.
+
+    So the record shows the learning rate of a file that names none, and a default that changes with a later version
+    counts as another setting.
+    """
+    makers: dict[str, Callable[..., Any]] = {
+        "source": load,
+        "stream": STREAMS[settings["stream"]["kind"]],
+        "backbone": backbone,
+        "plan": TrainingPlan,
+        "method": method_class(settings["method"]["name"]),
+    }
+    filled = {table: {**defaults(maker), **settings[table]} for table, maker in makers.items()}
+    del filled["plan"]["seed"]  # the run's own, one level up
+    return {**settings, **filled}
+
+
+def _name(name: Any, table: str) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"[{table}] name must be a text that is not empty, got {name!r}")
+    return name

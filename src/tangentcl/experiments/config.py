@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ Table = dict[str, Any]
 
 TABLES = ("source", "stream", "backbone", "transform", "plan", "method")
 TOP = ("name", "seeds", "save", *TABLES)
+_VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def load_experiment(
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
         around = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise ConfigError(f"there is no experiment file {path}.{nearest(path.name, around)}") from error
@@ -148,7 +148,7 @@ def apply_setting(document: Table, setting: str) -> None:
         raise ConfigError(f"--set {setting}: name a key of the table, as in {parts[0]}.KEY=value")
     for table in targets:
         for part in parts[1:-1]:
-            table = table.setdefault(part, {})
+            table = table.setdefault(part, {}) if isinstance(table, dict) else table
         if not isinstance(table, dict):
             raise ConfigError(f"--set {setting}: {'.'.join(parts[:-1])} is a value, not a table")
         table[parts[-1]] = value
@@ -193,30 +193,6 @@ def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> 
     )
 
 
-def call(
-    function: Callable[..., Any], keywords: Table, *, table: str, given: Sequence[Any] = (), aliases: Sequence[str] = ()
-) -> Any:
-    """Call ``function(*given, **keywords)`` after checking the keys of a table against its signature.
-
-    Args:
-        table: name of the table in errors.
-        aliases: further keys that the caller has already taken out, to be named among the known ones.
-
-    Raises:
-        ConfigError: a key that the function does not take (with the nearest it does), or one that it lacks.
-    """
-    parameters = list(inspect.signature(function).parameters.values())[len(given) :]
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    for key in keywords:
-        if key not in known and not open_ended:
-            raise ConfigError(f"[{table}] does not know {key!r}.{nearest(key, [*known, *aliases])}")
-    for p in parameters:
-        if p.default is p.empty and p.name in known and p.name not in keywords:
-            raise ConfigError(f"[{table}] lacks {p.name!r}, which {function.__name__} needs")
-    return function(*given, **keywords)
-
-
 def slug(text: str) -> str:
     """Letters, digits, dots and dashes of ``text``, for use as a folder name.
 
@@ -257,10 +233,12 @@ def _expanded(value: Any, where: str) -> Any:
         return {key: _expanded(item, where) for key, item in value.items()}
     if isinstance(value, list):
         return [_expanded(item, where) for item in value]
-    if isinstance(value, str) and "$" in value:
-        expanded = os.path.expandvars(value)
-        missing = re.search(r"\$\{?(\w+)", expanded)
-        if missing:
-            raise ConfigError(f"{where}: {value!r} needs the environment variable {missing[1]}, which is not set")
-        return expanded
+    if isinstance(value, str):
+        return _VARIABLE.sub(lambda found: _environment(found[1] or found[2], value, where), value)
     return value
+
+
+def _environment(name: str, value: str, where: str) -> str:
+    if name not in os.environ:
+        raise ConfigError(f"{where}: {value!r} needs the environment variable {name}, which is not set")
+    return os.environ[name]

@@ -20,8 +20,8 @@ class RunProgress:
     In a terminal there is one live line per run; elsewhere a line is printed when a task starts and ends, and at most
     every ten seconds between, with no control characters. Use as a context manager and pass it as ``observe``.
 
-    The expected time is that of the tasks left at the time per training sample so far: exact for a steady rate and
-    equal tasks, and rough before the first evaluation.
+    The expected time is that of the steps left in this task at the rate so far, and for each later task the mean time
+    of the tasks learned so far: good for tasks of equal size, rough for others.
 
     Args:
         console: where to print; results go to standard output, so progress belongs on standard error.
@@ -34,14 +34,15 @@ class RunProgress:
         self._bar: Progress | None = None
         self._line: TaskID | None = None
         self._index = 0
+        self._current: tuple[str, int] | None = None
         self._last_print = 0.0
 
     def __enter__(self) -> RunProgress:
         if self.live:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),  # a label may hold brackets
                 BarColumn(bar_width=24),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 console=self.console,
                 transient=False,
             )
@@ -55,19 +56,31 @@ class RunProgress:
             self._bar.stop()
 
     def __call__(self, label: str, seed: int, event: str, fields: dict[str, Any]) -> None:
-        """Show one event."""
-        if event == "run_started":
-            self._index += 1
-            self._began = time.perf_counter()
-            self._title = f"[{self._index}/{self.n_runs}] {label}, seed {seed}"
-            self._n_tasks, self._done, self._task_share = int(fields["n_tasks"]), 0, 0.0
-            if self._bar is not None:
-                self._line = self._bar.add_task(self._title, total=1.0, detail="starting")
-            return
+        """Show one event; the first of a run begins its line."""
+        if self._current != (label, seed):
+            self._begin(label, seed)
         getattr(self, f"_on_{event}", self._on_other)(fields)
 
+    def _begin(self, label: str, seed: int) -> None:
+        self._current = (label, seed)
+        self._index += 1
+        self._title = f"[{self._index}/{self.n_runs}] {label}, seed {seed}"
+        self._n_tasks, self._done, self._task_share = 1, 0, 0.0
+        self._learned: list[float] = []  # seconds of each task learned
+        self._task_began = time.perf_counter()
+        if self._bar is not None:
+            self._line = self._bar.add_task(self._title, total=1.0, detail="starting")
+
+    def _on_run_started(self, fields: dict[str, Any]) -> None:
+        self._n_tasks = int(fields["n_tasks"])
+
+    def _on_skipped(self, fields: dict[str, Any]) -> None:
+        self._done = self._n_tasks
+        self._show("done before", True)
+
     def _on_task_started(self, fields: dict[str, Any]) -> None:
-        self._name, self._n_train, self._task_share = fields["name"], fields["n_train"], 0.0
+        self._done, self._task_share = fields["task"], 0.0  # tasks at which nothing is learned send no event
+        self._task_began = time.perf_counter()
         self._show(f"task {fields['task'] + 1}/{self._n_tasks} ({fields['name']}): {fields['n_train']} samples", True)
 
     def _on_step(self, fields: dict[str, Any]) -> None:
@@ -82,9 +95,11 @@ class RunProgress:
     def _on_evaluated(self, fields: dict[str, Any]) -> None:
         known = [value for value in fields["accuracy"] if value is not None]
         self._done, self._task_share = fields["task"] + 1, 0.0
+        self._learned.append(time.perf_counter() - self._task_began)
         mean = 100 * sum(known) / len(known)
+        tasks = "1 task" if len(known) == 1 else f"{len(known)} tasks"
         self._show(
-            f"task {fields['task'] + 1}/{self._n_tasks}: mean accuracy of {len(known)} tasks {mean:.1f} %"
+            f"task {fields['task'] + 1}/{self._n_tasks}: mean accuracy of {tasks} {mean:.1f} %"
             + (self._eta() if self._done < self._n_tasks else ""),
             True,
         )
@@ -100,11 +115,15 @@ class RunProgress:
         """Events without a line of their own."""
 
     def _eta(self) -> str:
-        share = (self._done + self._task_share) / self._n_tasks
-        if share <= 0:
-            return ""
-        spent = time.perf_counter() - self._began
-        return f", {duration(round(spent * (1 - share) / share))} left"
+        seconds = 0.0
+        later = self._n_tasks - self._done
+        if self._task_share > 0:
+            spent = time.perf_counter() - self._task_began
+            seconds, later = spent * (1 - self._task_share) / self._task_share, later - 1
+            each = sum(self._learned) / len(self._learned) if self._learned else spent / self._task_share
+        else:
+            each = sum(self._learned) / len(self._learned)
+        return f", {duration(round(seconds + later * each))} left"
 
     def _show(self, text: str, important: bool) -> None:
         if self._bar is not None and self._line is not None:

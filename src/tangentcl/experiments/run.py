@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,21 @@ import numpy as np
 
 from tangentcl.data import TaskStream
 from tangentcl.errors import ConfigError, RecordError, TangentclError
-from tangentcl.experiments.build import build_backbone, build_method, build_plan, build_stream, transforms
+from tangentcl.experiments.build import (
+    build_backbone,
+    build_method,
+    build_plan,
+    build_source,
+    build_stream,
+    transforms,
+    with_defaults,
+)
 from tangentcl.experiments.config import Experiment, MethodEntry, Table
 from tangentcl.experiments.environment import environment
-from tangentcl.methods import method_class
-from tangentcl.records import Record, RecordWriter
+from tangentcl.methods import Method, method_class
+from tangentcl.nn import Backbone
+from tangentcl.records import Record, RecordWriter, is_abandoned
+from tangentcl.records.files import plain
 from tangentcl.training import Runtime, StreamResult, TrainingPlan, run_stream
 from tangentcl.training.checkpoint import save_learner
 
@@ -35,81 +46,121 @@ class Outcome:
 Observe = Callable[[str, int, str, dict[str, Any]], None]  # label, seed, event, fields
 
 
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed: what to do and where its record lies."""
+
+    entry: MethodEntry
+    seed: int
+    plan: TrainingPlan
+    stream: TaskStream
+    settings: Table
+    folder: Path
+
+    def outcome(self, status: str, reason: str | None = None) -> Outcome:
+        """How it ended."""
+        return Outcome(self.entry.label, self.seed, self.folder, status, reason)
+
+
+def ignore(label: str, seed: int, event: str, fields: dict[str, Any]) -> None:
+    """Observe nothing."""
+
+
 def run_experiment(
-    experiment: Experiment, out: str | Path, *, observe: Observe, overwrite: bool = False
+    experiment: Experiment, out: str | Path = "runs", *, observe: Observe = ignore, overwrite: bool = False
 ) -> list[Outcome]:
     """Run every method and seed of ``experiment``; records lie in ``out/<experiment>/<label>/seed-<seed>``.
 
     A run whose record is done with the same settings is skipped. A run that fails is recorded with its reason and does
-    not stop the others. All tables are checked before the first run starts.
+    not stop the others. Before the first run starts all tables are checked, every method that has something left to do
+    is constructed once, and every record that is there is compared: a mistake in the last method costs no training.
 
     Args:
         experiment: what to run.
         out: folder of all records.
-        observe: called with label, seed, event and fields, in the main process only.
-        overwrite: run again what is done, running or was made with other settings.
+        observe: called with label, seed, event and fields, in the main process only; ``"skipped"`` for a run that was
+            done before.
+        overwrite: run again what is done or was made with other settings.
 
     Raises:
         ConfigError: a table that cannot be used, or a record made with other settings (the difference is named).
+        RecordError: a record is damaged, is just being written, or cannot be written.
         KeyboardInterrupt: after the running record was closed as interrupted.
     """
-    out = Path(out)
-    plans = {
-        (entry.slug, seed): build_plan({**experiment.plan, **entry.plan}, seed)
-        for entry in experiment.methods
-        for seed in experiment.seeds
-    }
-    for entry in experiment.methods:
-        method_class(entry.name)
-    streams: dict[Any, TaskStream] = {}
+    runs = _planned(experiment, Path(out))
+    runtime = Runtime(device=runs[0].plan.device, precision=runs[0].plan.precision)
+    finished = [not overwrite and _is_done(run.folder, run.settings) for run in runs] if runtime.is_main else []
+    finished = json.loads(runtime.agree(json.dumps(finished)) or "[]")
+    left = {run.entry.slug: run for run, done in zip(runs, finished, strict=True) if not done}
+    for run in left.values():
+        _prepared(experiment, run)
     outcomes = []
-    for seed in experiment.seeds:
-        key = seed if experiment.stream.get("order_seed") == "seed" else None
-        if key not in streams:
-            streams[key] = build_stream(experiment.source, experiment.stream, seed)
-        for entry in experiment.methods:
-            folder = out / experiment.name / entry.slug / f"seed-{seed}"
-            plan = plans[entry.slug, seed]
-            outcomes.append(_run_one(experiment, entry, seed, plan, streams[key], folder, observe, overwrite))
+    for run, done in zip(runs, finished, strict=True):
+        if not done:
+            outcomes.append(_run_one(experiment, run, observe, overwrite))
+            continue
+        outcomes.append(run.outcome("skipped"))
+        if runtime.is_main:
+            observe(run.entry.label, run.seed, "skipped", {})
     return outcomes
 
 
-def _run_one(
-    experiment: Experiment,
-    entry: MethodEntry,
-    seed: int,
-    plan: TrainingPlan,
-    stream: TaskStream,
-    folder: Path,
-    observe: Observe,
-    overwrite: bool,
-) -> Outcome:
-    runtime = Runtime(device=plan.device, precision=plan.precision)
-    settings = experiment.resolved(entry, seed)
-    done = runtime.agree(str(_is_done(folder, settings)) if runtime.is_main and not overwrite else "False")
-    if done == "True":
-        return Outcome(entry.label, seed, folder, "skipped")
+def _planned(experiment: Experiment, out: Path) -> list[Run]:
+    """All runs in order, seed by seed, with everything checked that needs no backbone."""
+    for entry in experiment.methods:
+        method_class(entry.name)
+        for seed in experiment.seeds:
+            plan = build_plan({**experiment.plan, **entry.plan}, seed)
+        Runtime(device=plan.device, precision=plan.precision)
+    data = build_source(experiment.source)
+    by_seed = experiment.stream.get("order_seed") == "seed"
+    streams: dict[int, TaskStream] = {}
+    runs = []
+    for seed in experiment.seeds:
+        key = seed if by_seed else 0
+        if key not in streams:
+            streams[key] = build_stream(data, experiment.stream, seed)
+        for entry in experiment.methods:
+            plan = build_plan({**experiment.plan, **entry.plan}, seed)
+            folder = out / experiment.name / entry.slug / f"seed-{seed}"
+            settings = with_defaults(experiment.resolved(entry, seed))
+            runs.append(Run(entry, seed, plan, streams[key], settings, folder))
+    return runs
+
+
+def _prepared(experiment: Experiment, run: Run) -> tuple[Backbone, Method, TaskStream]:
     features = build_backbone(experiment.backbone)
-    if stream.source.modality != features.card.modality:
+    if run.stream.source.modality != features.card.modality:
         raise ConfigError(
-            f"the stream '{stream.name}' holds {stream.source.modality} samples, the backbone "
-            f"'{features.card.name}' takes {features.card.modality}. Choose another [backbone] name."
+            f"the stream '{run.stream.name}' holds {run.stream.source.modality} samples, the backbone "
+            f"'{features.card.name}' takes {features.card.modality} samples. Choose another [backbone] name."
         )
-    ready = stream.with_transforms(*transforms(features, experiment.transform))
-    method = build_method(settings["method"], features, seed)
-    about = environment(features, ready, plan, runtime, experiment.seeds)
-    writer = RecordWriter(folder, settings, about, overwrite=overwrite) if runtime.is_main else None
+    ready = run.stream.with_transforms(*transforms(features, experiment.transform))
+    return features, build_method(run.settings["method"], features, run.seed), ready
+
+
+def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool) -> Outcome:
+    runtime = Runtime(device=run.plan.device, precision=run.plan.precision)
+    features, method, ready = _prepared(experiment, run)
+    about = environment(features, ready, run.plan, runtime, experiment.seeds)
+    writer = RecordWriter(run.folder, run.settings, about, overwrite=overwrite) if runtime.is_main else None
 
     def emit(event: str, fields: dict[str, Any]) -> None:
         if writer is not None:
             writer.event(event, fields)
-            observe(entry.label, seed, event, fields)
+            observe(run.entry.label, run.seed, event, fields)
 
     try:
-        result = run_stream(method, ready, plan, runtime=runtime, emit=emit)
-    except KeyboardInterrupt:
+        result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit)
         if writer is not None:
-            writer.finish("interrupted", "stopped by the user")
+            write_accuracy(writer, ready, result)
+            if experiment.save:
+                save_learner(method, run.folder / "checkpoints")
+            writer.finish("done")
+    except (KeyboardInterrupt, SystemExit) as error:
+        if writer is not None:
+            asked = "stopped by the user" if isinstance(error, KeyboardInterrupt) else f"the program exited ({error})"
+            writer.finish("interrupted", asked)
         raise
     except RecordError:
         raise
@@ -122,13 +173,8 @@ def _run_one(
             writer.finish("failed", reason)
         if runtime.world > 1:
             raise  # the other processes may be waiting for this one
-        return Outcome(entry.label, seed, folder, "failed", reason)
-    if writer is not None:
-        write_accuracy(writer, ready, result)
-        if experiment.save:
-            save_learner(method, folder / "checkpoints")
-        writer.finish("done")
-    return Outcome(entry.label, seed, folder, "done")
+        return run.outcome("failed", reason)
+    return run.outcome("done")
 
 
 def write_accuracy(writer: RecordWriter, stream: TaskStream, result: StreamResult) -> None:
@@ -150,13 +196,23 @@ def _is_done(folder: Path, settings: Table) -> bool:
 
     Raises:
         ConfigError: it holds the finished record of other settings.
+        RecordError: it holds a damaged record, or one that is just being written.
     """
     if not (folder / "status.json").exists():
         return False
-    record = Record.read(folder)
+    try:
+        if is_abandoned(folder):
+            return False
+        record = Record.read(folder)
+    except RecordError as error:
+        raise RecordError(f"{error} -- Repeat with --overwrite to replace that record.") from error
+    if record.status.status == "running":
+        raise RecordError(
+            f"another run is writing {folder}. Wait for it or stop it; if there is none, repeat with --overwrite."
+        )
     if record.status.status != "done":
         return False
-    differences = difference(dict(record.config), settings)
+    differences = difference(dict(record.config), plain(settings))
     if differences:
         raise ConfigError(
             f"{folder} holds a finished run with other settings: {'; '.join(differences)}. "

@@ -37,8 +37,11 @@ def method_class(name: str) -> type[Method]:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"method {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # importing runs the user's module, which can raise anything
+        raise ConfigError(
+            f"method {name!r} cannot be imported: {type(error).__name__}: {error}. Expected 'package.module:Class' "
+            f"with the package installed, in the current folder or on PYTHONPATH."
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ConfigError(f"method {name!r} is not a subclass of tangentcl.methods.Method")
     return found

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, nearest
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch, Method, require_backbone
 from tangentcl.nn import Backbone, GrowingLinear, add_lora
 
 TUNE = ("head", "lora", "full")
@@ -57,7 +57,7 @@ class Finetune(Method):
             raise ConfigError(f"tune must be one of {', '.join(TUNE)}, got {tune!r}.{nearest(tune, TUNE)}")
         if logits not in LOGITS:
             raise ConfigError(f"logits must be one of {', '.join(LOGITS)}, got {logits!r}.{nearest(logits, LOGITS)}")
-        self.backbone = backbone
+        self.backbone = require_backbone(backbone)
         self.tune = tune
         self.logits = logits
         if tune == "lora":

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from tangentcl.data import Samples, Task
+from tangentcl.errors import ConfigError
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.method import Batch, Method
 from tangentcl.nn import Backbone, GrowingLinear
@@ -49,6 +50,10 @@ class Joint(Method):
 
     def begin_task(self, task: Task) -> None:
         """Back to the initial weights, with a fresh head over all classes seen so far."""
+        if self._seen and task.index <= self._seen[-1].index:
+            raise ConfigError(
+                f"{type(self).__name__} has seen task {task.index} already; make a new one for each stream"
+            )
         self._seen.append(task)
         if not self._trains_at(task):
             return

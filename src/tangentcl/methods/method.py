@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tangentcl.data import Samples, Task
+from tangentcl.errors import ConfigError
+from tangentcl.nn import Backbone
 
 Batch = Any  # what the transform's ``collate`` returns: a tensor, or a dict of tensors
 
@@ -48,6 +50,9 @@ class Method(nn.Module, ABC):
         Args:
             x: a batch as the training transform collates it.
             y: stream labels, ``[B]`` int64.
+
+        Returns:
+            At least one term while something is trained; ``{}`` where nothing is (the trainer then skips this phase).
         """
 
     @abstractmethod
@@ -78,3 +83,17 @@ class Method(nn.Module, ABC):
                 if not any(p.requires_grad for p in child.parameters()):
                     child.eval()
         return self
+
+
+def require_backbone(value: object) -> Backbone:
+    """``value`` if it is a backbone.
+
+    Raises:
+        ConfigError: it is something else, e.g. a name or a bare module.
+    """
+    if not isinstance(value, Backbone):
+        raise ConfigError(
+            f"a method needs a tangentcl.nn.Backbone, got {type(value).__name__}. "
+            f"Make one with tangentcl.nn.backbone(name) or tangentcl.nn.from_module(module, ...)."
+        )
+    return value

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 from tangentcl.data import Samples, Task
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch, Method, require_backbone
 from tangentcl.nn import Backbone, PrototypeHead, extract_features
 
 
@@ -23,7 +23,7 @@ class NCM(Method):
 
     def __init__(self, backbone: Backbone, *, metric: Literal["cosine", "euclidean"] = "cosine") -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = require_backbone(backbone)
         self.head = PrototypeHead(backbone.width, metric=metric)
 
     def begin_task(self, task: Task) -> None:

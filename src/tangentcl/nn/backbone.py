@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tangentcl.errors import ModelError, nearest
 from tangentcl.nn.pooling import check_pooling, pool_image
-from tangentcl.nn.weights import load_weights, weights_sha256
+from tangentcl.nn.weights import load_weights, tensor_digest, tensor_digests, weights_sha256
 
 if TYPE_CHECKING:
     from tangentcl.data.samples import Transform
@@ -93,6 +93,7 @@ class Backbone(nn.Module):
         self.train_transform = train_transform
         self.eval_transform = eval_transform
         self._sample = sample
+        self._pretrained = tensor_digests(model)
         self.eval()
 
     def forward(self, x: Batch) -> Tensor:
@@ -105,6 +106,14 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def holds_pretrained(self, name: str) -> bool:
+        """Whether ``name`` in ``model.state_dict()`` is a tensor that the backbone was made with, whatever wraps it."""
+        return _original_name(name) in self._pretrained
+
+    def changed(self, name: str, value: Tensor) -> bool:
+        """Whether a tensor of ``model.state_dict()`` is new, or differs from what the backbone was made with."""
+        return self._pretrained.get(_original_name(name)) != tensor_digest(value)
 
     def sample_input(self) -> Batch:
         """A small valid batch on the device of the weights; what :func:`tangentcl.nn.peft.linear_roles` traces.
@@ -128,6 +137,11 @@ class Backbone(nn.Module):
         if mode:
             _train_where_trainable(self.model, parent=False)
         return self
+
+
+def _original_name(name: str) -> str:
+    """Name of a tensor before peft wrapped the model and its layers."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _train_where_trainable(module: nn.Module, parent: bool) -> None:
@@ -186,6 +200,9 @@ def backbone(
         ModelError: nothing under that name, weights that do not fit, or an option that the backbone does not have.
         MissingExtra: ``"timm:..."`` without timm.
     """
+    for option, number in (("max_length", max_length), ("image_size", image_size)):
+        if number is not None and number < 1:
+            raise ModelError(f"backbone '{name}': {option} must be at least 1, got {number}.")
     kind, _, rest = name.partition(":")
     texts: dict[str, object] = {"max_length": max_length, "normalize": normalize or None}
     remote: dict[str, object] = {"revision": revision, "trust_remote_code": trust_remote_code or None}

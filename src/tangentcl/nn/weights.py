@@ -23,7 +23,7 @@ def trainable_parameters(module: nn.Module) -> int:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every parameter and persistent buffer, in order of name.
+    """SHA-256 over names and `tensor_digests` of every parameter and persistent buffer, in order of name.
 
     >>> layer = nn.Linear(2, 2)
     >>> before = weights_sha256(layer)
@@ -35,12 +35,28 @@ def weights_sha256(module: nn.Module) -> str:
     False
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        if not isinstance(tensor, Tensor):
-            continue
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+    for name, of_tensor in sorted(tensor_digests(module).items()):
+        digest.update(f"{name}|{of_tensor}|".encode())
+    return digest.hexdigest()
+
+
+def tensor_digests(module: nn.Module) -> dict[str, str]:
+    """SHA-256 of every parameter and persistent buffer by name, over dtype, shape and bytes.
+
+    >>> list(tensor_digests(nn.Linear(2, 2)))
+    ['weight', 'bias']
+    """
+    return {name: tensor_digest(t) for name, t in module.state_dict().items() if isinstance(t, Tensor)}
+
+
+def tensor_digest(tensor: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes of a tensor.
+
+    >>> tensor_digest(torch.zeros(2)) == tensor_digest(torch.zeros(2)) != tensor_digest(torch.zeros(2, 1))
+    True
+    """
+    digest = hashlib.sha256(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -116,7 +132,7 @@ def reason(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     unsafe = [line for line in lines if line.startswith("WeightsUnpickler error:")]
-    return (unsafe or lines)[0].split(" was not an allowed global")[0][:300]
+    return (unsafe or lines)[0].split(" was not an allowed global")[0].split(" In PyTorch 2.6")[0][:300]
 
 
 def _few(what: str, names: list[str], shown: int = 4) -> str:

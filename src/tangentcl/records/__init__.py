@@ -2,6 +2,6 @@
 
 from .accuracy import Accuracy
 from .record import Record, Status, find_records
-from .writer import RecordWriter
+from .writer import RecordWriter, is_abandoned
 
-__all__ = ["Accuracy", "Record", "RecordWriter", "Status", "find_records"]
+__all__ = ["Accuracy", "Record", "RecordWriter", "Status", "find_records", "is_abandoned"]

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import tomli_w
@@ -20,6 +20,11 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def plain(value: Any, where: str = "value") -> Any:
@@ -148,3 +153,45 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise RecordError(f"{path} is damaged: {error}") from error
+
+
+def hold(file: IO[Any], path: Path) -> None:
+    """Lock an open file until it is closed or this process is gone, however it ends; see `is_held`.
+
+    Where the file system has no locks nothing is locked.
+
+    Raises:
+        RecordError: another process, or another writer in this one, holds it.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RecordError(f"{path.parent} is being written by a run that goes on. Wait for it, or stop it.") from error
+    except OSError:  # a network file system without locks: `is_held` answers None there
+        return
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether someone holds a lock on a file; None where that cannot be told.
+
+    Raises:
+        RecordError: the file cannot be opened.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise refused("read", path, error) from error
+    with file:
+        if fcntl is None:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return None
+        return False

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ..errors import RecordError
 from .accuracy import Accuracy
-from .files import atomic_write, plain, read_json, refused, write_json, write_toml
+from .files import atomic_write, hold, is_held, plain, read_json, refused, write_json, write_toml
 
 ENDS = ("done", "failed", "interrupted")
 
@@ -23,7 +23,8 @@ class RecordWriter:
     """Writes one run record; one writer per folder, in the main process only.
 
     The folder is marked ``running`` at once, so that an abandoned run is never taken for a result, and gets its last
-    word from `finish`. As a context manager the writer finishes by itself: ``done``, ``interrupted`` on
+    word from `finish`. ``events.jsonl`` is locked in between: a record that says ``running`` but whose process is gone
+    may be written again. As a context manager the writer finishes by itself: ``done``, ``interrupted`` on
     KeyboardInterrupt, ``failed`` with the error's text otherwise.
 
     Args:
@@ -31,7 +32,7 @@ class RecordWriter:
         config: resolved experiment: name, seed, label and the tables stream, backbone, plan, method. TOML has no null,
             so keys with value None are left out.
         environment: versions, device, protocol; non-finite numbers become null.
-        overwrite: replace a record that is done or still running.
+        overwrite: replace a record that is done, or damaged, or ``running`` where locks do not tell whether it is.
 
     Raises:
         RecordError: the folder holds a record that is done or running, or cannot be written; with the system's reason.
@@ -64,12 +65,18 @@ class RecordWriter:
             self._refuse_to_overwrite()
         self._started = datetime.now(timezone.utc)
         self._clock = time.monotonic()
+        path = self.folder / "events.jsonl"
+        try:
+            self._events = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        except OSError as error:
+            raise refused("write", path, error) from error
+        hold(self._events, path)
         self._write_status("running", None)
         try:
+            self._events.truncate(0)
             (self.folder / "accuracy.json").unlink(missing_ok=True)
-            self._events = open(self.folder / "events.jsonl", "w", encoding="utf-8", newline="\n")  # noqa: SIM115
         except OSError as error:
-            raise refused("write", self.folder / "events.jsonl", error) from error
+            raise refused("write", path, error) from error
         write_toml(self.folder / "config.toml", config)
         write_json(self.folder / "environment.json", environment)
 
@@ -132,11 +139,11 @@ class RecordWriter:
         """
         if status not in ENDS:
             raise RecordError(f"a record ends as {', '.join(ENDS)}, got {status!r}")
+        self._write_status(status, reason)
         try:
-            self._events.close()
+            self._events.close()  # after the status: an unlocked record that says "running" counts as abandoned
         except OSError as error:
             raise refused("write", self.folder / "events.jsonl", error) from error
-        self._write_status(status, reason)
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -167,10 +174,23 @@ class RecordWriter:
         path = self.folder / "status.json"
         if path.exists():
             status = read_json(path).get("status")
-            if status not in ("failed", "interrupted"):
+            if status not in ("failed", "interrupted") and not is_abandoned(self.folder):
                 raise RecordError(
                     f"{self.folder} already holds a record with status {status!r}. "
                     "Choose another label or output folder, or ask for it to be overwritten."
                 )
         elif (self.folder / "config.toml").exists():
             raise RecordError(f"{self.folder} holds a config.toml but no run record; choose an empty output folder")
+
+
+def is_abandoned(folder: str | Path) -> bool:
+    """Whether a record says ``running`` although the process that wrote it is gone, as after a power cut.
+
+    False where the file system has no locks, because it cannot be told there.
+
+    Raises:
+        RecordError: a damaged status.
+    """
+    folder = Path(folder)
+    running = read_json(folder / "status.json").get("status") == "running"
+    return running and is_held(folder / "events.jsonl") is False

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import session_accuracy, summary
+from ..metrics import summary
 from ..records import Record
 from .selection import accuracies, same_problem, select, stream_key, stream_title
 
@@ -278,20 +278,3 @@ def to_json(rows: Sequence[Row]) -> str:
 def _mean_matrix(row: Row) -> list[list[float | None]]:
     mean = np.mean([accuracies(r).matrix for r in row.records], axis=0)
     return [[float(v) if np.isfinite(v) else None for v in line] for line in mean]
-
-
-def matrix_text(record: Record) -> str:
-    """The accuracy matrix of one run as plain text: a line per stage, in percent, with the accuracy over all seen.
-
-    Stages that were not evaluated are left out. The last column, "seen", is the sample-mean over the tasks so far.
-    """
-    found = accuracies(record)
-    seen = session_accuracy(found.matrix, found.n_test)
-    heading = ["after", *(str(k + 1) for k in range(len(found.task_names))), "seen"]
-    lines = [
-        [str(t + 1), *("" if np.isnan(v) else f"{100 * v:.1f}" for v in row), f"{100 * seen[t]:.1f}"]
-        for t, row in enumerate(found.matrix)
-        if not np.isnan(row).all()
-    ]
-    widths = [max(len(line[i]) for line in [heading, *lines]) for i in range(len(heading))]
-    return "\n".join("  ".join(c.rjust(w) for c, w in zip(line, widths)).rstrip() for line in [heading, *lines])

@@ -17,15 +17,26 @@ LEARNER = "learner.safetensors"
 
 
 def learned_tensors(method: Method) -> dict[str, Tensor]:
-    """The part of the state dict that training can change: trainable parameters, and tensors outside frozen backbones.
+    """The state dict without the tensors of backbones that are still what they were made with.
 
-    A backbone of which nothing is trained contributes nothing, one with adapters its adapters only.
+    What was trained and then frozen (adapters of earlier tasks, a first session of full fine-tuning) is included: it is
+    told by its content, not by ``requires_grad``.
     """
-    frozen = {name for name, p in method.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    for name, module in method.named_modules():
-        if isinstance(module, Backbone) and not any(p.requires_grad for p in module.parameters()):
-            frozen |= {f"{name}.{key}" for key in module.state_dict()}
-    return {key: value for key, value in method.state_dict().items() if key not in frozen and isinstance(value, Tensor)}
+    return {
+        key: value
+        for key, value in method.state_dict().items()
+        if isinstance(value, Tensor) and not _is_pretrained(method, key, value)
+    }
+
+
+def _is_pretrained(method: Method, key: str, value: Tensor | None = None) -> bool:
+    """Whether ``key`` names a tensor that comes with a backbone; with a value, whether it is unchanged as well."""
+    for prefix, module in method.named_modules():
+        if isinstance(module, Backbone):
+            name = key.removeprefix(f"{prefix}.model.")
+            if name != key and module.holds_pretrained(name):
+                return value is None or not module.changed(name, value)
+    return False
 
 
 def save_learner(method: Method, folder: str | Path) -> Path:
@@ -62,15 +73,15 @@ def load_learner(method: Method, folder: str | Path) -> Method:
         raise ModelError(f"there is no trained learner at {path}; was it saved (save = true)?") from error
     except Exception as error:  # safetensors raises its own type for a damaged file
         raise ModelError(f"{path} is damaged: {error}") from error
-    expected = learned_tensors(method)
-    if missing := sorted(set(expected) - set(tensors)):
-        raise ModelError(f"{path} lacks {len(missing)} tensors, among them {missing[:3]}: another method or options?")
-    if unknown := sorted(set(tensors) - set(expected)):
+    here = method.state_dict()
+    if unknown := sorted(set(tensors) - set(here)):
         raise ModelError(f"{path} holds {len(unknown)} unknown tensors, among them {unknown[:3]}: another method?")
+    own = {key for key, value in here.items() if isinstance(value, Tensor) and not _is_pretrained(method, key)}
+    if missing := sorted(own - set(tensors)):
+        raise ModelError(f"{path} lacks {len(missing)} tensors, among them {missing[:3]}: another method or options?")
     for key, value in tensors.items():
-        here = expected[key]
-        if value.shape != here.shape and not key.endswith("_extra_state"):
-            raise ModelError(f"{path}: {key} has shape {tuple(value.shape)}, here it is {tuple(here.shape)}")
+        if value.shape != here[key].shape and not key.endswith("_extra_state"):
+            raise ModelError(f"{path}: {key} has shape {tuple(value.shape)}, here it is {tuple(here[key].shape)}")
     with torch.no_grad():
-        method.load_state_dict({**method.state_dict(), **tensors})
+        method.load_state_dict({**here, **tensors})
     return method

@@ -14,15 +14,22 @@ from tangentcl.training.runtime import Runtime
 
 
 def predicted_classes(
-    method: Method, samples: Samples, runtime: Runtime, *, batch_size: int = 256, among: Sequence[int] | None = None
+    method: Method,
+    samples: Samples,
+    runtime: Runtime,
+    *,
+    batch_size: int = 256,
+    among: Sequence[int] | None = None,
+    n_seen: int | None = None,
 ) -> Tensor:
     """Predicted stream label of every sample, ``[n]`` int64 on the CPU; the samples are shared among processes.
 
     Args:
         among: classes to choose from, as in task-incremental evaluation; all seen classes when ``None``.
+        n_seen: columns that the scores must have; not checked when ``None``.
 
     Raises:
-        ModelError: a score is NaN, named with its sample.
+        ModelError: scores of another shape than ``[B, n_seen]``, or one that is NaN, named with its sample.
     """
     n = len(samples)
     mine = samples.short_first()[runtime.rank :: runtime.world]  # [n / world], dealt so that each has all lengths
@@ -33,6 +40,7 @@ def predicted_classes(
         for x, y in samples.subset(mine).batches(batch_size):
             with runtime.autocast():
                 scores = method.predict(runtime.to_device(x))  # [B, n_seen]
+            _check_shape(method, scores, len(y), n_seen)
             here = torch.from_numpy(mine[done : done + len(y)]).to(runtime.device)
             done += len(y)
             bad = torch.isnan(scores).any(dim=1)
@@ -49,10 +57,20 @@ def predicted_classes(
     if int(worst) > 0:
         raise ModelError(
             f"{type(method).__name__}.predict gave NaN"
-            + (f" for sample {samples.ids[damaged]!r}" if damaged >= 0 else "")
+            + (f" for sample {str(samples.ids[damaged])!r}" if damaged >= 0 else "")
             + ". Training may have diverged: try a smaller plan.lr, or plan.clip_norm."
         )
     return runtime.sum(predicted).cpu()
+
+
+def _check_shape(method: Method, scores: Tensor, batch: int, n_seen: int | None) -> None:
+    got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+    if not isinstance(got, tuple) or len(got) != 2 or got[0] != batch or (n_seen is not None and got[1] != n_seen):
+        columns = "classes seen" if n_seen is None else f"{n_seen} classes seen"
+        raise ModelError(
+            f"{type(method).__name__}.predict must return one score per sample and class, "
+            f"[{batch} samples, {columns}], got {got}"
+        )
 
 
 def count_correct(predicted: Tensor, labels: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:

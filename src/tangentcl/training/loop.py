@@ -88,9 +88,7 @@ class TaskFit:
             x, y = self.runtime.to_device(x), self.runtime.to_device(y)
             with self.runtime.autocast():
                 terms = self.method.training_loss(x, y)
-            if not terms:
-                name = type(self.method).__name__
-                raise ConfigError(f"{name}.training_loss returned no term, but it has trainable parameters")
+            self._check(terms)
             terms = {name: term * weight for name, term in terms.items()}
             self.runtime.backward(torch.stack([term.float() for term in terms.values()]).sum())
             for name, term in terms.items():
@@ -109,6 +107,20 @@ class TaskFit:
         self.optimizer.zero_grad()
         self.schedule.step()
         self.step += 1
+
+    def _check(self, terms: dict[str, Tensor]) -> None:
+        where = f"{type(self.method).__name__}.training_loss"
+        if not isinstance(terms, dict) or not all(isinstance(term, Tensor) for term in terms.values()):
+            raise ConfigError(f"{where} must return a dict of scalar tensors by name, got {type(terms).__name__}")
+        if not terms:
+            raise ConfigError(f"{where} returned no term, but the method has trainable parameters")
+        for name, term in terms.items():
+            if term.ndim:
+                raise ConfigError(
+                    f"{where}: term '{name}' must be a scalar, got shape {tuple(term.shape)}; take its mean"
+                )
+        if not any(term.requires_grad for term in terms.values()):
+            raise ConfigError(f"{where}: no term depends on a trainable parameter; was one detached?")
 
     def _refuse_non_finite(self, values: list[Tensor], first: int) -> None:
         """Look at the terms of consecutive steps, the first of which has number ``first`` (from 1)."""

@@ -40,7 +40,8 @@ class TrainingPlan:
         eval_batch_size: samples per batch of evaluation, per process.
         workers: processes that prepare batches; 0 prepares them in the training process.
         log_every: steps over which loss terms are averaged before they are reported.
-        seed: of initial weights, batch order, augmentation and dropout.
+        seed: of batch order, augmentation, dropout, and weights that ``begin_task`` adds. Weights that a method's
+            constructor draws come from the global torch generator: call ``torch.manual_seed`` before it.
 
     >>> TrainingPlan(epochs=2, lr=0.1, optimizer="sgd").batch_size
     32
@@ -97,12 +98,18 @@ class TrainingPlan:
             ("warmup", 0.0, math.inf),
         ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-                raise ConfigError(f"plan.{name} must be a number between {low} and {high}, got {value!r}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise ConfigError(f"plan.clip_norm must be positive, or left out, got {self.clip_norm!r}")
-        object.__setattr__(self, "milestones", tuple(self.milestones))
-        object.__setattr__(self, "betas", tuple(self.betas))
+            if not _is_number(value) or not low <= value <= high:
+                limits = f"of at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+                raise ConfigError(f"plan.{name} must be a finite number {limits}, got {value!r}")
+        if self.clip_norm is not None and not (_is_number(self.clip_norm) and self.clip_norm > 0):
+            raise ConfigError(f"plan.clip_norm must be a positive number, or left out, got {self.clip_norm!r}")
+        if not isinstance(self.nesterov, bool):
+            raise ConfigError(f"plan.nesterov must be true or false, got {self.nesterov!r}")
+        for name in ("milestones", "betas"):
+            values = getattr(self, name)
+            if not isinstance(values, (list, tuple)) or not all(_is_number(value) for value in values):
+                raise ConfigError(f"plan.{name} must be a list of numbers, got {values!r}")
+            object.__setattr__(self, name, tuple(values))
         if any(not 0 < m < 1 for m in self.milestones):
             raise ConfigError(
                 f"plan.milestones are shares of a task's steps, between 0 and 1, got {list(self.milestones)}"
@@ -150,6 +157,10 @@ class TrainingPlan:
     def make_schedule(self, optimizer: torch.optim.Optimizer, n_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
         """The schedule over ``n_steps`` optimiser steps."""
         return torch.optim.lr_scheduler.LambdaLR(optimizer, _Factor(self, n_steps))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class _Factor:

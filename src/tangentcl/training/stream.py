@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tangentcl import metrics
 from tangentcl.data import Task, TaskStream
-from tangentcl.errors import DataError
+from tangentcl.errors import ConfigError, DataError, TangentclError
 from tangentcl.methods import Method
 from tangentcl.nn import Backbone, trainable_parameters
 from tangentcl.training.evaluate import count_correct, predicted_classes
@@ -59,6 +59,10 @@ class StreamResult:
             class_total=total,
         )
 
+    def __str__(self) -> str:
+        """The accuracy matrix in percent, see `tangentcl.metrics.matrix_text`."""
+        return metrics.matrix_text(self.matrix, self.n_test)
+
     def summary(self) -> dict[str, Any]:
         """All metrics that can be computed from the matrix, see `tangentcl.metrics.summary`."""
         return metrics.summary(self.matrix, self.n_test, self.class_correct, self.class_total, scenario=self.scenario)
@@ -81,22 +85,31 @@ def run_stream(
         stream: its samples carry transforms, or those of the method's backbone are used.
         plan: the recipe, the same for every task.
         runtime: device and processes; made from the plan if not given.
-        emit: called with the name and the fields of every event (see ``docs/records``).
+        emit: called with the name and the fields of every event (they are listed in ``docs/report.md``).
 
     Raises:
         NonFiniteLoss, DataError, ConfigError, ModelError: with task and step where they apply.
     """
+    for name, value, kind in (("method", method, Method), ("stream", stream, TaskStream), ("plan", plan, TrainingPlan)):
+        if not isinstance(value, kind):
+            given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            raise ConfigError(f"run_stream needs a {kind.__name__} object as {name}, got {given}")
     runtime = runtime or Runtime(device=plan.device, precision=plan.precision)
     stream = with_backbone_transforms(stream, method)
     method.to(runtime.device)
     result = StreamResult.empty(stream)
     began = time.perf_counter()
     emit("run_started", {"n_tasks": len(stream), "n_classes": stream.n_classes})
-    for task in stream:
-        if not learn_task(method, task, plan, runtime, emit):
-            result.predictions.append({})
-            continue
-        evaluate_stage(method, stream, task.index, result, plan, runtime, emit)
+    try:
+        for task in stream:
+            if not learn_task(method, task, plan, runtime, emit):
+                result.predictions.append({})
+                continue
+            evaluate_stage(method, stream, task.index, result, plan, runtime, emit)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        if not isinstance(error, TangentclError):
+            explain_wrong_input(method, stream, runtime, error)
+        raise
     emit("run_finished", {"seconds": time.perf_counter() - began})
     return result
 
@@ -117,6 +130,28 @@ def with_backbone_transforms(stream: TaskStream, method: Method) -> TaskStream:
         )
     train, evaluation = backbones[0].train_transform, backbones[0].eval_transform
     return stream.with_transforms(train or evaluation, evaluation)
+
+
+def explain_wrong_input(method: Method, stream: TaskStream, runtime: Runtime, error: Exception) -> None:
+    """After a failure: whether the method's backbone takes a sample of the stream at all, which tells a wrong shape.
+
+    Raises:
+        DataError: it does not.
+    """
+    backbones = [module for module in method.modules() if isinstance(module, Backbone)]
+    if not backbones or "CUDA" in str(error):  # a device in error fails whatever it is asked
+        return
+    method.eval()
+    x, _ = next(iter(stream[0].test.subset([0]).batches(1)))
+    try:
+        with torch.no_grad():
+            backbones[0](runtime.to_device(x))
+    except Exception as refusal:
+        got = f"of shape {list(x.shape[1:])}" if isinstance(x, torch.Tensor) else f"as {type(x).__name__}"
+        raise DataError(
+            f"the samples of stream '{stream.name}' come {got} from their transform, which the backbone "
+            f"'{backbones[0].card.name}' cannot take ({str(refusal).splitlines()[0]}). Check transform and backbone."
+        ) from error
 
 
 def learn_task(method: Method, task: Task, plan: TrainingPlan, runtime: Runtime, emit: Emit) -> bool:
@@ -172,7 +207,14 @@ def evaluate_stage(
     last = len(stream) - 1 if stream.scenario == "domain" else stage
     for task in stream.tasks[: last + 1]:
         among = task.classes if stream.scenario == "task" else None
-        predicted = predicted_classes(method, task.test, runtime, batch_size=plan.eval_batch_size, among=among)
+        predicted = predicted_classes(
+            method,
+            task.test,
+            runtime,
+            batch_size=plan.eval_batch_size,
+            among=among,
+            n_seen=stream[stage].n_seen,
+        )
         labels = torch.as_tensor(task.test.labels)
         right, total = count_correct(predicted, labels, stream.n_classes)
         result.matrix[stage, task.index] = float(right.sum()) / float(total.sum())
