@@ -106,3 +106,24 @@ class KroneckerIdentity(LinearOperator):
     def apply(self, x: Tensor) -> Tensor:
         """The map on vectors kept in the shape of outputs, [n2, C] -> [n1, C]."""
         return self.base @ x
+
+
+class DenseOperator(LinearOperator):
+    """A matrix that was written down. It may be in a lower precision than the vectors.
+
+    >>> DenseOperator(torch.ones(2, 3)) @ torch.ones(3).double()
+    tensor([3., 3.], dtype=torch.float64)
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2:
+            raise DataError(f"expected a matrix, got {list(matrix.shape)}")
+        self.matrix = matrix
+        self.shape = (matrix.shape[0], matrix.shape[1])
+
+    @property
+    def T(self) -> DenseOperator:
+        return DenseOperator(self.matrix.T)
+
+    def matmul(self, x: Tensor) -> Tensor:
+        return torch.cat([block.to(x.dtype) @ x for block in self.matrix.split(BLOCK)])
