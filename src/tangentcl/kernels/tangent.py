@@ -1,0 +1,101 @@
+"""Jacobians of a few samples, and kernel matrices from them, tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tangentcl.kernels.batch import chunks
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Per-sample gradients of one weight shared by tokens, :math:`G_{ic} = \\sum_t g_{ict} a_{it}^\\top`, not formed.
+
+    Shapes: a [n, T, d_in], g [n, C, T, d_out].
+    """
+
+    a: Tensor
+    g: Tensor
+
+    def gram(self, other: Factors) -> Tensor:
+        r"""Inner products :math:`\sum_{ts} (a_{it}^\top a_{js}) (g_{ict}^\top g_{jks})` of all pairs, [n C, m C]."""
+        n, C, T, _ = self.g.shape
+        m, D, S, d = other.g.shape
+        A = self.a.flatten(0, 1) @ other.a.flatten(0, 1).T  # [n T, m S]
+        blocks = []
+        for c in range(C):
+            G = self.g[:, c].reshape(n * T, d) @ other.g.reshape(m * D * S, d).T  # [n T, m C S]
+            G = G.view(n, T, m, D, S) * A.view(n, T, m, 1, S)
+            blocks.append(G.sum(dim=(1, 4)))  # [n, m, C]
+        return torch.stack(blocks, dim=1).reshape(n * C, m * D)
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """The Jacobian of some samples: explicit rows [n C, P'], and factors for the parameters that are not in them."""
+
+    rows: Tensor
+    factors: dict[str, Factors] = field(default_factory=dict)
+
+    def gram(self, other: Tangent) -> Tensor:
+        """The kernel between two sets of samples, [n C, m C]."""
+        K = self.rows @ other.rows.T
+        for name, factor in self.factors.items():
+            K += factor.gram(other.factors[name])
+        return K
+
+
+TangentOf = Callable[[Any], Tangent]
+
+
+def _tiles(x: Any, tangent: TangentOf, chunk: int, tile: int) -> Iterator[tuple[int, list[Tangent]]]:
+    """Index of the first chunk and the tangents of ``tile`` chunks, for one tile after the other."""
+    held: list[Tangent] = []
+    first = 0
+    for i, part in enumerate(chunks(x, chunk)):
+        held.append(tangent(part))
+        if len(held) == tile:
+            yield first, held
+            held, first = [], i + 1
+    if held:
+        yield first, held
+
+
+def kernel_matrix(x1: Any, x2: Any, tangent: TangentOf, *, chunk: int, tile: int) -> Tensor:
+    """K(x1, x2), or K(x1, x1) without ``x2``, [n1 C, n2 C].
+
+    At most ``tile + 1`` chunks of ``chunk`` samples are held at a time; for more than one tile the other samples'
+    Jacobians are computed once per tile.
+    """
+    if x2 is None:
+        return _symmetric(x1, tangent, chunk, tile)
+    columns = []
+    for _, held in _tiles(x2, tangent, chunk, tile):
+        rows = []
+        for part in chunks(x1, chunk):
+            own = tangent(part)
+            rows.append(torch.cat([own.gram(other) for other in held], dim=1))
+        columns.append(torch.cat(rows))
+    return torch.cat(columns, dim=1)
+
+
+def _symmetric(x: Any, tangent: TangentOf, chunk: int, tile: int) -> Tensor:
+    """Only blocks on and above the diagonal are computed."""
+    parts = list(chunks(x, chunk))
+    blocks: dict[tuple[int, int], Tensor] = {}
+    for first, held in _tiles(x, tangent, chunk, tile):
+        for i, own in enumerate(held):
+            for j, other in enumerate(held[i:], start=i):
+                blocks[first + i, first + j] = own.gram(other)
+        for k in range(first + len(held), len(parts)):
+            later = tangent(parts[k])
+            for i, own in enumerate(held):
+                blocks[first + i, k] = own.gram(later)
+    order = range(len(parts))
+    K = torch.cat([torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in order], dim=1) for i in order])
+    return (K + K.T) / 2  # a GEMM's diagonal blocks are symmetric up to rounding only
