@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         rank_bound,
         vulnerability,
     )
-    from tangentcl.kernels import FeatureKernel, Kernel
+    from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
     from tangentcl.methods import METHODS, NCM, Finetune, Joint, Method, Replay
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
@@ -52,7 +52,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "data": ("load from_arrays class_incremental domain_incremental task_incremental few_shot Task TaskStream Source"),
     "nn": "backbone from_module Backbone add_lora add_peft",
-    "kernels": "Kernel FeatureKernel",
+    "kernels": "Kernel FeatureKernel EmpiricalNTK ConjugateKernel PseudoNTK SketchedNTK",
     "forecast": (
         "forecast_forgetting forecast_linear Forecast Ridge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound"
@@ -71,6 +71,8 @@ __all__ = [
     "SGD",
     "AdamW",
     "Backbone",
+    "ConjugateKernel",
+    "EmpiricalNTK",
     "Experiment",
     "FeatureKernel",
     "Finetune",
@@ -80,9 +82,11 @@ __all__ = [
     "Joint",
     "Kernel",
     "Method",
+    "PseudoNTK",
     "Record",
     "Replay",
     "Ridge",
+    "SketchedNTK",
     "Source",
     "StreamResult",
     "TangentclError",
