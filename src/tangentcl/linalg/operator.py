@@ -127,3 +127,6 @@ class DenseOperator(LinearOperator):
 
     def matmul(self, x: Tensor) -> Tensor:
         return torch.cat([block.to(x.dtype) @ x for block in self.matrix.split(BLOCK)])
+
+    def to_dense(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        return self.matrix.to(dtype)
