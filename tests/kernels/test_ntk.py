@@ -46,6 +46,17 @@ class Tokens(nn.Module):
         return self.head(h + x)
 
 
+class CosineHead(nn.Module):
+    """A weight matrix that is not applied as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.normalize(x, dim=-1), F.normalize(self.weight, dim=-1))
+
+
 class Odd(nn.Module):
     """Parameters that no layer owns, shared use of a layer, an unused layer and a frozen one."""
 
@@ -102,6 +113,20 @@ def make(kind: str, tiny: Callable[[], Backbone]) -> Case:
         model = Odd()
         model.prompt.requires_grad_(False)
         return Case(model, x1[:, 0], x2[:, 0])
+    if kind == "tied":
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        model[2].weight = model[0].weight
+        return Case(model, x1[:, 0], x2[:, 0], layers=False)
+    if kind == "changed in place":
+        return Case(nn.Sequential(nn.Linear(4, 6), nn.ELU(inplace=True), nn.Linear(6, 2)), x1, x2, layers=False)
+    if kind == "not linear after all":
+        return Case(CosineHead(), x1[:, 0], x2[:, 0], layers=False)
+    if kind == "by keyword":
+
+        def named(model: nn.Module, x: Tensor) -> Tensor:
+            return model(input=x)
+
+        return Case(nn.Linear(4, 3), x1[:, 0], x2[:, 0], named)
     if kind == "bare parameter":
         return Case(Odd(), x1[:, 0], x2[:, 0], layers=False)
     if kind == "convolution":
@@ -123,7 +148,8 @@ def make(kind: str, tiny: Callable[[], Backbone]) -> Case:
 
 
 KINDS = [
-    "mlp", "one output", "one sample", "token logits", "layer norm alone", "called twice", "bare parameter",
+    "mlp", "tied", "changed in place", "not linear after all", "by keyword",
+    "one output", "one sample", "token logits", "layer norm alone", "called twice", "bare parameter",
     "convolution", "samples inside", "text", "full", "lora", "lora at the start",
 ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from tangentcl.kernels.network import Network
 
 BACKENDS = ("auto", "layers", "jacobian", "matrix_free")
 PRODUCT = 4.5  # forward passes per sample that one K v costs: reverse 1.7-2.1, forward mode 2.4-3.0
-CHUNKS = {"layers": 16, "jacobian": 4, "matrix_free": 16}  # samples at a time
+CHUNKS = {"layers": 8, "jacobian": 4, "matrix_free": 16}  # samples at a time
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,13 @@ def _recording(layers: list[Layer]) -> Iterator[None]:
     """Keep inputs and outputs of the layers during a forward pass."""
 
     def keep(layer: Layer) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            layer.inputs.append(inputs[0])
+        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            layer.inputs.append([*inputs, *keywords.values()][0])
             layer.outputs.append(output)
 
         return hook
 
-    handles = [layer.module.register_forward_hook(keep(layer)) for layer in layers]
+    handles = [layer.module.register_forward_hook(keep(layer), with_kwargs=True) for layer in layers]
     try:
         yield
     finally:

@@ -36,7 +36,7 @@ class EmpiricalNTK(Kernel):
         parameters: names in ``model.named_parameters()``; None takes all that require grad when the kernel is called.
         backend: "auto" decides by n, C, P and memory (`tangentcl.kernels.choice.choose`).
         memory: bytes for Jacobians and kernel.
-        chunk_size: samples at a time; None takes 16, and 4 for "jacobian".
+        chunk_size: samples at a time; None takes 8, 4 for "jacobian" and 16 for "matrix_free".
         products: how many products K v are wanted; for few, "auto" does not form the kernel.
 
     Attributes:
