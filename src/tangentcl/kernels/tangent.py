@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tangentcl.kernels.batch import chunks
+from tangentcl.kernels.batch import chunks, n_samples
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Tangent:
 
     rows: Tensor
     factors: dict[str, Factors] = field(default_factory=dict)
+
+    def outputs(self, x: Any) -> int:
+        """C, where this is the Jacobian of the samples ``x``."""
+        return len(self.rows) // n_samples(x)
 
     def gram(self, other: Tangent) -> Tensor:
         """The kernel between two sets of samples, [n C, m C]."""
@@ -74,28 +78,36 @@ def kernel_matrix(x1: Any, x2: Any, tangent: TangentOf, *, chunk: int, tile: int
     """
     if x2 is None:
         return _symmetric(x1, tangent, chunk, tile)
-    columns = []
-    for _, held in _tiles(x2, tangent, chunk, tile):
-        rows = []
-        for part in chunks(x1, chunk):
+    K: Tensor | None = None
+    for first, held in _tiles(x2, tangent, chunk, tile):
+        for i, part in enumerate(chunks(x1, chunk)):
             own = tangent(part)
-            rows.append(torch.cat([own.gram(other) for other in held], dim=1))
-        columns.append(torch.cat(rows))
-    return torch.cat(columns, dim=1)
+            for j, other in enumerate(held, start=first):
+                K = _put(K, own.gram(other), i, j, own.outputs(part), chunk, n_samples(x1), n_samples(x2))
+    assert K is not None  # no batch is empty
+    return K
 
 
 def _symmetric(x: Any, tangent: TangentOf, chunk: int, tile: int) -> Tensor:
     """Only blocks on and above the diagonal are computed."""
-    parts = list(chunks(x, chunk))
-    blocks: dict[tuple[int, int], Tensor] = {}
+    n, parts = n_samples(x), list(chunks(x, chunk))
+    K: Tensor | None = None
     for first, held in _tiles(x, tangent, chunk, tile):
-        for i, own in enumerate(held):
-            for j, other in enumerate(held[i:], start=i):
-                blocks[first + i, first + j] = own.gram(other)
-        for k in range(first + len(held), len(parts)):
-            later = tangent(parts[k])
-            for i, own in enumerate(held):
-                blocks[first + i, k] = own.gram(later)
-    order = range(len(parts))
-    K = torch.cat([torch.cat([blocks[i, j] if i <= j else blocks[j, i].T for j in order], dim=1) for i in order])
-    return (K + K.T) / 2  # a GEMM's diagonal blocks are symmetric up to rounding only
+        C = held[0].outputs(parts[first])
+        for k in range(first, len(parts)):
+            later = held[k - first] if k < first + len(held) else tangent(parts[k])
+            for i, own in enumerate(held[: k - first + 1], start=first):
+                block = own.gram(later)
+                block = (block + block.T) / 2 if i == k else block  # a GEMM is symmetric up to rounding only
+                K = _put(K, block, i, k, C, chunk, n, n)
+                K = _put(K, block.T, k, i, C, chunk, n, n)
+    assert K is not None  # no batch is empty
+    return K
+
+
+def _put(K: Tensor | None, block: Tensor, i: int, j: int, C: int, chunk: int, n1: int, n2: int) -> Tensor:
+    """The kernel, made at the first call, with a block at chunks i and j."""
+    K = block.new_empty(n1 * C, n2 * C) if K is None else K
+    top, left = i * chunk * C, j * chunk * C
+    K[top : top + len(block), left : left + block.shape[1]] = block
+    return K
