@@ -142,15 +142,16 @@ def choose(
     if backend == "layers" and not keep_rows:
         factored = factored_weights(network, tokens, size, memory)
     per_sample = row_bytes(network, tokens, factored, size)
-    chunk = max(1, int(min(chunk, memory / 2 / per_sample)))
+    chunk = max(1, int(min(chunk, memory / 4 / per_sample)))
     n_chunks = -(-size.held // chunk)
     tile = (
-        n_chunks if keep_rows else max(1, int(min(n_chunks, (memory - size.kernel_bytes) / (per_sample * chunk) - 1)))
+        n_chunks if keep_rows else max(1, int(min(n_chunks, (memory - size.kernel_bytes) / (per_sample * chunk) - 2)))
     )
     n_tiles = -(-n_chunks // tile)
     again = size.n1 * (n_tiles - 1) * (1.0 if size.n2 else 0.5)
     passes = (1 + size.C) * (size.samples + again)
     if n_tiles > 1:
         reason += f"; {n_tiles} tiles, because all Jacobians together would take {per_sample * size.held / 1e9:.3g} GB"
-    held = least if keep_rows else size.kernel_bytes + per_sample * chunk * (tile + 1)
+    # a tile, the chunk beside it, and the pieces that the chunk is put together from
+    held = least if keep_rows else size.kernel_bytes + per_sample * chunk * (tile + 2)
     return Choice(backend, reason, passes, held, chunk, tile, factored, keep_rows)
