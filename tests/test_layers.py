@@ -21,12 +21,15 @@ ALLOWED = {
     "reports": {"records", "metrics"},
     "data": set(),
     "nn": {"data"},
+    "linalg": set(),
+    "kernels": {"linalg"},
+    "forecast": {"kernels", "linalg", "nn", "data"},
     "methods": {"nn", "data"},
     "training": {"methods", "nn", "data", "metrics"},
     "experiments": {"training", "methods", "nn", "data", "metrics", "records", "reports"},
     "pretraining": {"nn", "data"},
     "cli": {"experiments", "training", "methods", "data", "records", "reports", "metrics"},
-    "__init__": {"data", "nn", "methods", "training", "experiments", "metrics", "records"},
+    "__init__": {"data", "nn", "kernels", "forecast", "methods", "training", "experiments", "metrics", "records"},
     "__main__": {"cli"},
 }
 

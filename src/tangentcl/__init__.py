@@ -28,6 +28,20 @@ if TYPE_CHECKING:
     )
     from tangentcl.experiments import Experiment, load_experiment
     from tangentcl.experiments.run import run_experiment
+    from tangentcl.forecast import (
+        SGD,
+        AdamW,
+        Forecast,
+        GradientDescent,
+        GradientFlow,
+        Ridge,
+        batch_order,
+        forecast_forgetting,
+        forecast_linear,
+        rank_bound,
+        vulnerability,
+    )
+    from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
     from tangentcl.methods import METHODS, NCM, Finetune, Joint, Method, Replay
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
@@ -38,6 +52,11 @@ __version__ = "0.1.0"
 _ROOMS = {
     "data": ("load from_arrays class_incremental domain_incremental task_incremental few_shot Task TaskStream Source"),
     "nn": "backbone from_module Backbone add_lora add_peft",
+    "kernels": "Kernel FeatureKernel EmpiricalNTK ConjugateKernel PseudoNTK SketchedNTK",
+    "forecast": (
+        "forecast_forgetting forecast_linear Forecast Ridge GradientFlow GradientDescent SGD AdamW batch_order "
+        "vulnerability rank_bound"
+    ),
     "methods": "METHODS Method Finetune NCM Joint Replay",
     "training": "TrainingPlan run_stream StreamResult",
     "experiments": "load_experiment Experiment",
@@ -49,13 +68,25 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = [
     "METHODS",
     "NCM",
+    "SGD",
+    "AdamW",
     "Backbone",
+    "ConjugateKernel",
+    "EmpiricalNTK",
     "Experiment",
+    "FeatureKernel",
     "Finetune",
+    "Forecast",
+    "GradientDescent",
+    "GradientFlow",
     "Joint",
+    "Kernel",
     "Method",
+    "PseudoNTK",
     "Record",
     "Replay",
+    "Ridge",
+    "SketchedNTK",
     "Source",
     "StreamResult",
     "TangentclError",
@@ -65,16 +96,21 @@ __all__ = [
     "add_lora",
     "add_peft",
     "backbone",
+    "batch_order",
     "class_incremental",
     "domain_incremental",
     "few_shot",
+    "forecast_forgetting",
+    "forecast_linear",
     "from_arrays",
     "from_module",
     "load",
     "load_experiment",
+    "rank_bound",
     "run_experiment",
     "run_stream",
     "task_incremental",
+    "vulnerability",
 ]
 
 
