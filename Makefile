@@ -19,7 +19,7 @@ $(VENV)/.dev: $(VENV)/.core
 	@touch $@
 
 demo: $(VENV)/.core
-	$(BIN)/tangentcl run experiments/demo.toml
+	OMP_NUM_THREADS=1 $(BIN)/tangentcl run experiments/demo.toml
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
