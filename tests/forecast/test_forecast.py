@@ -9,6 +9,7 @@ import torch
 
 from tangentcl.errors import DataError
 from tangentcl.forecast import Forecast
+from tangentcl.forecast.old_kernel import FeatureModes
 
 OUTPUTS = torch.tensor([[2.0, 0, 9], [0, 1.0, 0], [0, 3.0, 0], [1.0, 2, 0]])
 DRIFT = torch.tensor([[0.0, 0, -9], [0, 0, 5.0], [0, -1.0, 0], [2.0, 0, 0]])
@@ -16,7 +17,7 @@ LABELS = torch.tensor([0, 1, 1, 0])
 
 
 def _forecast(**changes: object) -> Forecast:
-    made = Forecast(outputs=OUTPUTS, drift=DRIFT, features=torch.eye(4), bias=False, seen=2)
+    made = Forecast(outputs=OUTPUTS, drift=DRIFT, seen=2, old_kernel=FeatureModes(torch.eye(4), False))
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tangentcl.errors import DataError
-from tangentcl.forecast.vulnerability import Vulnerability, vulnerability
-from tangentcl.kernels import FeatureKernel
-from tangentcl.linalg import KroneckerIdentity, Spectrum, gram_spectrum
+from tangentcl.forecast.old_kernel import Mode, OldKernel
+from tangentcl.forecast.trust import Trust
+from tangentcl.forecast.vulnerability import Vulnerability
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a forecast took.
+
+    Attributes:
+        seconds: of wall time.
+        forward_passes: of single samples through the network, a backward pass counted as one.
+    """
+
+    seconds: float = 0.0
+    forward_passes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -24,23 +39,28 @@ class Forecast:
     Attributes:
         outputs: now, [n, C].
         drift: after minus now, [n, C].
-        features: of the old samples, [n, d]; bias: whether the head has one. The old kernel is theirs.
         seen: outputs that count now.
+        old_kernel: of the old samples, or of some of them; None where it was not computed.
+        form: "exact" (linear head), "bilinear" or "ntk" (see `tangentcl.forecast.prepare_forecast`).
         exact: whether the forecast equals training up to rounding.
         residual: relative residual of the linear solve behind it; 0 where nothing was solved.
         notes: why it is not exact, one sentence each.
         labels: of the old samples, int64 [n], or None.
+        trust: how far to believe a forecast that is local; None for an exact one.
+        cost: of the forecast.
     """
 
     outputs: Tensor
     drift: Tensor
-    features: Tensor = field(repr=False)
-    bias: bool
     seen: int
+    old_kernel: OldKernel | None = field(default=None, repr=False)
+    form: str = "exact"
     exact: bool = True
     residual: float = 0.0
     notes: tuple[str, ...] = ()
     labels: Tensor | None = field(default=None, repr=False)
+    trust: Trust | None = None
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def after(self) -> Tensor:
@@ -93,23 +113,66 @@ class Forecast:
         return classes[by_margin[(now - after)[by_margin].argsort(descending=True, stable=True)]][:k]
 
     @property
-    def kernel(self) -> KroneckerIdentity:
-        """The old task's tangent kernel, an operator on vectors [n C]."""
-        return FeatureKernel(self.outputs.shape[1], bias=self.bias)(self.features)
-
-    @cached_property
-    def spectrum(self) -> Spectrum:
-        """Of the old kernel of one output; all C have the same. O(n d min(n, d)) when first asked for."""
-        return gram_spectrum(self.features, float(self.bias))
+    def mode_samples(self) -> Tensor:
+        """Positions of the old samples whose kernel the modes are of, int64 [m]."""
+        return self._old_kernel().positions
 
     @cached_property
     def vulnerability(self) -> Vulnerability:
-        """Energy of the drift in the eigenspaces of the old kernel."""
-        return vulnerability(self.spectrum, self.drift)
+        """Energy of the drift in the eigenspaces of the old kernel. A linear head's is decomposed when first asked."""
+        return self._old_kernel().vulnerability(self.drift)
+
+    def modes(self, k: int = 5) -> list[Mode]:
+        """The eigenspaces of the old kernel that hold most of the drift, with the samples that they load on."""
+        return self._old_kernel().modes(self.drift, k)
 
     def vulnerable_rank(self, share: float = 0.95) -> int:
         """Fewest eigenspaces of the old kernel that hold this share of the drift's energy."""
         return self.vulnerability.rank(share)
+
+    def subset(self, positions: Tensor | Sequence[int]) -> Forecast:
+        """The forecast of some of the old samples; without the kernel, which is that of all."""
+        chosen = torch.as_tensor(positions, dtype=torch.int64, device=self.outputs.device)
+        labels = None if self.labels is None else self.labels[chosen.to(self.labels.device)]
+        return replace(self, outputs=self.outputs[chosen], drift=self.drift[chosen], labels=labels, old_kernel=None)
+
+    @property
+    def sentence(self) -> str:
+        """How far to believe it, in words."""
+        if self.trust is not None:
+            return self.trust.sentence
+        if self.exact:
+            return "Exact: it equals training up to rounding."
+        return f"Exact but for this: {'; '.join(self.notes)}."
+
+    def to_dict(self) -> dict[str, Any]:
+        """A summary in plain values: sizes, drift, trust and cost; accuracies where labels are known."""
+        n, n_outputs = self.outputs.shape
+        found: dict[str, Any] = {
+            "form": self.form,
+            "exact": self.exact,
+            "n_old": n,
+            "n_outputs": n_outputs,
+            "drift_rms": float(self.drift.double().square().mean().sqrt()),
+            "residual": self.residual,
+            "notes": list(self.notes),
+            "sentence": self.sentence,
+            "trust": None if self.trust is None else self.trust.to_dict(),
+            "cost": asdict(self.cost),
+        }
+        if self.labels is not None:
+            now, after = self.accuracy()
+            found |= {"accuracy_now": now, "accuracy_after": after, "flips": int(self.flips().sum())}
+        if self.old_kernel is not None:
+            found["vulnerable_rank"] = {str(share): self.vulnerable_rank(share) for share in (0.9, 0.95, 0.99)}
+        return found
+
+    def _old_kernel(self) -> OldKernel:
+        if self.old_kernel is None:
+            raise DataError(
+                "this forecast has no kernel of its old samples: it is a part of one, or made without modes."
+            )
+        return self.old_kernel
 
     def _correct(self, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         chosen = self._labels(labels)

@@ -14,6 +14,7 @@ from tangentcl.data import Samples, Task
 from tangentcl.errors import DataError, ModelError
 from tangentcl.forecast.dynamics import Dynamics
 from tangentcl.forecast.forecast import Forecast
+from tangentcl.forecast.old_kernel import FeatureModes
 from tangentcl.forecast.problem import LinearProblem, head_matrix, linear_problem, loss_residual
 from tangentcl.linalg.operator import BLOCK
 from tangentcl.nn import Backbone, GrowingLinear, extract_features
@@ -93,9 +94,8 @@ def _forecast(
     return Forecast(
         outputs=outputs,
         drift=drift,
-        features=features.detach(),
-        bias=head.bias is not None,
         seen=seen,
+        old_kernel=FeatureModes(features.detach(), head.bias is not None),
         exact=not notes,
         residual=moved.residual,
         notes=notes,

@@ -1,0 +1,111 @@
+"""The kernel of the old task, in whose eigenspaces a drift is seen."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tangentcl.forecast.vulnerability import Vulnerability, eigenspaces, vulnerability
+from tangentcl.linalg import Spectrum, gram_spectrum
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One eigenspace of the old kernel and what lies in it.
+
+    Attributes:
+        index: place of the eigenspace by descending eigenvalue.
+        eigenvalue: of the kernel.
+        share: of the drift's energy.
+        loading: weight of each old sample in the eigenspace, squared and summing to 1, float64 [m].
+    """
+
+    index: int
+    eigenvalue: float
+    share: float
+    loading: Tensor
+
+
+class OldKernel(ABC):
+    """Eigen-decomposition of an old task's kernel, over all old samples or some of them."""
+
+    @property
+    @abstractmethod
+    def positions(self) -> Tensor:
+        """Of the samples in it among the old samples, int64 [m]."""
+
+    @property
+    @abstractmethod
+    def spectrum(self) -> Spectrum:
+        """Of the kernel, over samples or over pairs (sample, output)."""
+
+    @abstractmethod
+    def arranged(self, drift: Tensor) -> Tensor:
+        """A drift over all old samples [n, C] as vectors over the spectrum's rows."""
+
+    def vulnerability(self, drift: Tensor) -> Vulnerability:
+        """Energy of a drift [n, C] in every eigenspace."""
+        return vulnerability(self.spectrum, self.arranged(drift))
+
+    def modes(self, drift: Tensor, k: int) -> list[Mode]:
+        """The k eigenspaces that hold most of a drift [n, C], most first."""
+        found = self.vulnerability(drift)
+        space = eigenspaces(self.spectrum.values, self.spectrum.n)
+        modes = []
+        for index in found.order[:k].tolist():
+            members = (space == index).nonzero().flatten().tolist()
+            squared = self.spectrum.modes(members).square().sum(dim=1) / len(members)
+            per_sample = squared.view(len(self.positions), -1).sum(dim=1)
+            share = float(found.energy[index]) / max(found.total, 1e-300)
+            modes.append(Mode(index, float(found.values[index]), share, per_sample))
+        return modes
+
+
+@dataclass(frozen=True)
+class FeatureModes(OldKernel):
+    """The kernel of a linear head, :math:`(\\Phi\\Phi^\\top + b) \\otimes I_C`, decomposed when first asked for.
+
+    Attributes:
+        features: [n, d]; bias: whether the head has one.
+    """
+
+    features: Tensor
+    bias: bool
+
+    @property
+    def positions(self) -> Tensor:
+        return torch.arange(len(self.features))
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        return gram_spectrum(self.features, float(self.bias))
+
+    def arranged(self, drift: Tensor) -> Tensor:
+        return drift
+
+
+@dataclass(frozen=True)
+class JacobianModes(OldKernel):
+    """The tangent kernel :math:`J J^\\top` of some old samples, over pairs (sample, output).
+
+    Attributes:
+        decomposed: the kernel [m C, m C]; chosen: positions of the m samples, int64 [m].
+    """
+
+    decomposed: Spectrum
+    chosen: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        return self.chosen
+
+    @property
+    def spectrum(self) -> Spectrum:
+        return self.decomposed
+
+    def arranged(self, drift: Tensor) -> Tensor:
+        return drift[self.chosen.to(drift.device)].reshape(-1, 1)

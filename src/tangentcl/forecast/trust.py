@@ -1,0 +1,51 @@
+"""How far to believe a local forecast."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+HIGH, LOW = 0.25, 0.6  # gaps below which a forecast measures, and above which it only ranks
+
+
+@dataclass(frozen=True)
+class Trust:
+    r"""Three measures of how far the network leaves the model that the forecast was made with.
+
+    With the local model's drift :math:`\hat D` on old samples and the network's own outputs :math:`f` at the moved
+    parameters :math:`\theta_0 + \hat\delta`:
+
+    Attributes:
+        gap: :math:`\|f(\theta_0+\hat\delta) - f(\theta_0) - \hat D\| / \|\hat D\|` on old samples. It costs one forward
+            pass of each and follows the error of the forecast best.
+        linearisation_error: the same on a probe of new samples.
+        kernel_drift: :math:`\|(J(\theta_0+\hat\delta) - J(\theta_0))\hat\delta\| / \|J(\theta_0)\hat\delta\|` on the
+            probe; NaN where it was not measured.
+    """
+
+    gap: float
+    linearisation_error: float = math.nan
+    kernel_drift: float = math.nan
+
+    @property
+    def level(self) -> str:
+        """ "high", "medium" or "low", by the gap."""
+        if not self.gap <= LOW:
+            return "low"
+        return "high" if self.gap <= HIGH else "medium"
+
+    @property
+    def sentence(self) -> str:
+        """What it means, in one sentence."""
+        gap = f"the network at the forecast's parameters is off by {100 * self.gap:.0f} % of the drift"
+        if self.level == "high":
+            return f"Believe it: {gap}."
+        if self.level == "medium":
+            return f"Believe the ranking, and the size with care: {gap}."
+        return f"Do not believe it: {gap}; a short pilot run (refine=0.1) or a smaller learning rate would tell more."
+
+    def to_dict(self) -> dict[str, Any]:
+        """The measures, level and sentence; what was not measured is None."""
+        measured = {key: value if math.isfinite(value) else None for key, value in asdict(self).items()}
+        return {**measured, "level": self.level, "sentence": self.sentence}
