@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from .svg import Canvas, colour, sequential, shorten, spread, text_width, ticks, wrap
+from .axes import Series, axes, known_values, last_known, linear
+from .svg import Canvas, colour, sequential, shorten, text_width, ticks
 
 Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line or row of bars: mean [T] over runs and, where there are several, the spread around it.
-
-    ``slot`` picks colour and marker and is the same for a method in every figure. NaN is a gap.
-    """
-
-    label: str
-    slot: int
-    mean: Array
-    low: Array | None = None
-    high: Array | None = None
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -83,14 +69,12 @@ def _colour_bar(canvas: Canvas, x: float, y: float) -> None:
 
 def accuracy_lines(series: Sequence[Series], *, name: str, title: str) -> str:
     """Accuracy over all seen classes after each task; a line per method, its spread over seeds as a band."""
-    known = _known(series)
+    known = known_values(series)
     y_ticks = [t for t in ticks(float(known.min()), float(known.max())) if -1e-9 <= t <= 1 + 1e-9]
     if len(y_ticks) < 2:
         y_ticks = [0.0, 0.5, 1.0]
     n_tasks = max(len(s.mean) for s in series)
-    frame = _frame(
-        series, y_ticks, (1, max(n_tasks, 2)), "accuracy on all seen classes (%)", "tasks learned", percent_y
-    )
+    frame = axes(series, y_ticks, (1, max(n_tasks, 2)), "accuracy on all seen classes (%)", "tasks learned", percent_y)
     every = math.ceil(n_tasks / 15)
     for t in range(1, n_tasks + 1, every):
         frame.canvas.text(frame.x(t), frame.bottom + 18, str(t), anchor="middle")
@@ -110,7 +94,7 @@ def accuracy_lines(series: Sequence[Series], *, name: str, title: str) -> str:
 
 def forgetting_bars(series: Sequence[Series], *, name: str, title: str) -> str:
     """Forgetting of each task: one strip of bars per method, all on one scale, the spread over seeds as a whisker."""
-    known = _known(series)
+    known = known_values(series)
     lowest = min(float(known.min()), 0.0)
     y_ticks = [t for t in ticks(lowest, max(float(known.max()), 0.05), 3) if t >= lowest]
     n_tasks = max(int(np.flatnonzero(np.isfinite(s.mean))[-1]) + 1 for s in series)
@@ -119,7 +103,7 @@ def forgetting_bars(series: Sequence[Series], *, name: str, title: str) -> str:
     step = (width - left - 16) / n_tasks
     for i, s in enumerate(series):
         top = i * (strip + head) + head
-        place = _scale(lowest, y_ticks[-1], top + strip, top)
+        place = linear(lowest, y_ticks[-1], top + strip, top)
         canvas.marker(left + 6, top - 13, s.slot)
         canvas.text(left + 16, top - 9, shorten(s.label, width - left - 40), bold=True, hint=s.label)
         for tick in y_ticks:
@@ -163,7 +147,7 @@ def loss_lines(
     written = (lambda v: f"{10**v:g}") if log else (lambda v: f"{v:g}")
     first, last = (float(steps[0]), float(steps[-1])) if len(steps) else (0.0, 1.0)
     x_range = (min([first, *(s for _, s in starts)]), max(last, first + 1))
-    frame = _frame(drawn, y_ticks, x_range, axis, "optimiser step", written, 200.0)
+    frame = axes(drawn, y_ticks, x_range, axis, "optimiser step", written, 200.0)
     free = -math.inf
     for task, start in starts if len(starts) > 1 else []:
         x, label = frame.x(start), str(task + 1) if free > 0 else f"task {task + 1}"
@@ -183,7 +167,7 @@ def loss_lines(
             if gaps[i] and gaps[i + 2] and not gaps[i + 1]:  # alone between gaps, so no line shows it
                 frame.canvas.marker(frame.x(x), y, s.slot, size=2.8)
     frame.label_ends(drawn)
-    ends = "; ".join(f"{s.label} {_last(s.mean):.4g}" for s in terms)
+    ends = "; ".join(f"{s.label} {last_known(s.mean):.4g}" for s in terms)
     return frame.canvas.finish(name, title, f"Last value of each term: {ends}.")
 
 
@@ -201,7 +185,7 @@ def bars(
     canvas = Canvas(width, top + row * len(labels) + 6)
     totals = np.sum([np.nan_to_num(values) for _, values in parts], axis=0)
     longest = max(text_width(written(float(t))) for t in totals)
-    place = _scale(0, float(totals.max()) or 1.0, left, width - longest - 20)
+    place = linear(0, float(totals.max()) or 1.0, left, width - longest - 20)
     x = float(left)
     for slot, (part, _) in enumerate(parts if len(parts) > 1 else []):
         canvas.rect(x, 6, 12, 12, colour(slot))
@@ -228,68 +212,3 @@ def percent_y(value: float) -> str:
     ('25', '12.5')
     """
     return f"{100 * value:.10g}"
-
-
-def _known(series: Sequence[Series]) -> Array:
-    values = np.concatenate([v for s in series for v in (s.mean, s.low, s.high) if v is not None])
-    return values[np.isfinite(values)]
-
-
-def _scale(a: float, b: float, to_a: float, to_b: float) -> Callable[[float], float]:
-    return lambda value: to_a + (value - a) / ((b - a) or 1.0) * (to_b - to_a)
-
-
-def _last(values: Array) -> float:
-    known = values[np.isfinite(values)]
-    return float(known[-1]) if len(known) else math.nan
-
-
-@dataclass(frozen=True)
-class _Frame:
-    canvas: Canvas
-    left: float
-    right: float
-    top: float
-    bottom: float
-    x: Callable[[float], float]
-    y: Callable[[float], float]
-
-    def points(self, values: Array) -> list[tuple[float, float]]:
-        return [(self.x(t), self.y(v)) for t, v in enumerate(values, start=1)]
-
-    def label_ends(self, series: Sequence[Series]) -> None:
-        """Each series' name at its right end, moved apart where lines end close to each other."""
-        wanted = [self.y(_last(s.mean)) if np.isfinite(s.mean).any() else self.bottom for s in series]
-        room = self.canvas.width - self.right - 34
-        names = [wrap(s.label, room) for s in series]
-        gap = 17 if all(len(lines) < 2 for lines in names) else 31
-        for s, lines, at, y in zip(series, names, wanted, spread(wanted, gap, self.top, self.bottom)):
-            self.canvas.line(self.right + 5, at, self.right + 14, y, 0.4)
-            self.canvas.marker(self.right + 20, y, s.slot)
-            for i, line in enumerate(lines):
-                baseline = y + 4 + 14 * (i - (len(lines) - 1) / 2)
-                self.canvas.text(self.right + 29, baseline, line, hint=s.label)
-
-
-def _frame(
-    series: Sequence[Series],
-    y_ticks: Sequence[float],
-    x_range: tuple[float, float],
-    y_name: str,
-    x_name: str,
-    written: Callable[[float], str],
-    least_height: float = 300.0,
-) -> _Frame:
-    width, left, top = 720.0, 66.0, 24.0
-    right = width - min(max(text_width(s.label) for s in series) + 44, 210)
-    height = max(least_height, (31.0 if width - right == 210 else 17.0) * len(series) + 20)
-    bottom = top + height
-    canvas = Canvas(width, bottom + 44)
-    y = _scale(y_ticks[0], y_ticks[-1], bottom, top)
-    for tick in y_ticks:
-        canvas.line(left, y(tick), right, y(tick), 0.15)
-        canvas.text(left - 8, y(tick) + 4, written(tick), size=11, anchor="end")
-    canvas.line(left, bottom, right, bottom, 0.6)
-    canvas.text((left + right) / 2, bottom + 38, x_name, anchor="middle")
-    canvas.text(16, (top + bottom) / 2, y_name, anchor="middle", turned=True)
-    return _Frame(canvas, left, right, top, bottom, _scale(*x_range, left + 6, right - 6), y)

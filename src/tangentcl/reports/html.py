@@ -18,6 +18,7 @@ from . import aggregate, figures
 from .selection import accuracies, select
 from .svg import DARK, LIGHT, colour
 from .tables import Cell, Row, percent, protocol_table, rows, run_costs, table, words
+from .units import duration, size
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 ENVIRONMENT = (
@@ -206,33 +207,6 @@ def _costs(prefix: str, part: Sequence[Row], names: Sequence[str]) -> dict[str, 
 
 def _written(cell: Cell | None, text: Any) -> str:
     return "–" if cell is None else str(text(cell.mean))
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    >>> duration(0.42), duration(75), duration(7260)
-    ('0.42 s', '1 min 15 s', '2 h 01 min')
-    """
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(n_bytes: float) -> str:
-    """Bytes in binary units.
-
-    >>> size(1536), size(3 * 2**30)
-    ('1.5 KiB', '3.0 GiB')
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.1f} GiB"
 
 
 def _run(record: Record) -> list[str]:
