@@ -28,7 +28,7 @@ ALLOWED = {
     "training": {"methods", "nn", "data", "metrics"},
     "experiments": {"training", "methods", "nn", "data", "metrics", "records", "reports"},
     "pretraining": {"nn", "data"},
-    "cli": {"experiments", "training", "methods", "data", "records", "reports", "metrics"},
+    "cli": {"experiments", "training", "methods", "forecast", "nn", "data", "records", "reports", "metrics"},
     "__init__": {"data", "nn", "kernels", "forecast", "methods", "training", "experiments", "metrics", "records"},
     "__main__": {"cli"},
 }
