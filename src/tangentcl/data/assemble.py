@@ -70,7 +70,7 @@ def assemble(
             )
         if not len(read.inputs):
             raise DataError(f"The {split} split of {name} is empty.")
-        _check_labels(read.labels, f"the {split} split of {name}")
+        check_labels(read.labels, f"the {split} split of {name}")
     names, numbers = _class_numbers(splits["train"].labels, class_names)
     domains = _domain_names(splits)
     tables = {}
@@ -125,11 +125,12 @@ def _class_numbers(labels: Any, class_names: Sequence[str] | None) -> tuple[tupl
     if class_names is not None:
         names = tuple(map(str, class_names))
         return names, {name: number for number, name in enumerate(names)}
-    values = sorted(set(np.asarray(labels).tolist()), key=_natural)
+    values = sorted(set(np.asarray(labels).tolist()), key=natural_order)
     return tuple(map(str, values)), {value: number for number, value in enumerate(values)}
 
 
-def _check_labels(labels: Any, where: str) -> None:
+def check_labels(labels: Any, where: str) -> None:
+    """Raise DataError unless there is one label per sample, each a text or an integer."""
     if isinstance(labels, np.ndarray):
         if labels.ndim != 1:
             raise DataError(f"Expected one label per sample in {where}, got labels of shape {list(labels.shape)}.")
@@ -140,7 +141,7 @@ def _check_labels(labels: Any, where: str) -> None:
         raise DataError(f"Expected labels that are texts or integers in {where}, got {odd!r:.80}.")
 
 
-def _natural(value: Any) -> tuple[int, float, str]:
+def natural_order(value: Any) -> tuple[int, float, str]:
     """Whole numbers by value, also when written as texts, before everything else by name."""
     text = str(value)
     return (0, float(text), "") if text.isascii() and text.lstrip("-").isdigit() else (1, 0.0, text)
@@ -169,5 +170,5 @@ def _domain_names(splits: Mapping[str, Split]) -> dict[str, int] | None:
         return None
     if any(read.domains is None for read in splits.values()):
         raise DataError("Either every split names the domains of its samples or none does.")
-    found = sorted({str(d) for read in splits.values() for d in read.domains or ()}, key=_natural)
+    found = sorted({str(d) for read in splits.values() for d in read.domains or ()}, key=natural_order)
     return {name: number for number, name in enumerate(found)}

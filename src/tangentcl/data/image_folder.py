@@ -51,6 +51,27 @@ def image_folder(
         DataError: no images, an image outside any class folder, a class folder beside ``train``, a path in the zip
             file that leads out of it, or later a corrupt image, which is named.
     """
+    read = image_splits(path)
+    if "train" not in read:
+        raise DataError(f"The folder train in {path} has no images.")
+    return assemble(
+        name or path.stem,
+        "image",
+        read,
+        groups=_groups(sorted(set(read["train"].labels))),
+        test_share=test_share,
+        test_seed=test_seed,
+        licence=licence,
+        citation=citation,
+    )
+
+
+def image_splits(path: Path) -> dict[str, Split]:
+    """The splits that `image_folder` makes a source of; all images are "train" where no folders say otherwise.
+
+    Raises:
+        DataError: as `image_folder`.
+    """
     if path.is_dir():
         entries = _walk(path)
     else:
@@ -74,22 +95,10 @@ def image_folder(
             raise DataError(f"The image {entry.path} in {path} lies in no class folder.")
         splits.setdefault(split, []).append(entry)
         classes.setdefault(split, []).append("/".join(parts[:-1]))
-    if by_split and "train" not in splits:
-        raise DataError(f"The folder train in {path} has no images.")
-    read = {
+    return {
         split: Split(_inputs(path, found), classes[split], np.array([entry.path for entry in found]))
         for split, found in splits.items()
     }
-    return assemble(
-        name or path.stem,
-        "image",
-        read,
-        groups=_groups(sorted(set(classes["train"]))),
-        test_share=test_share,
-        test_seed=test_seed,
-        licence=licence,
-        citation=citation,
-    )
 
 
 class ImageFiles:

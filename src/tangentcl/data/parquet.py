@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,36 @@ def parquet(
         DataError: a file that cannot be read, a sample without image, text or label.
         ConfigError: a column that does not exist.
     """
+    found = parquet_splits(path, columns)
+    return assemble(
+        name or path.stem,
+        found.modality,
+        found.splits,
+        class_names=found.class_names,
+        groups=found.groups,
+        test_share=test_share,
+        test_seed=test_seed,
+        licence=licence,
+        citation=citation,
+    )
+
+
+@dataclass(frozen=True)
+class ParquetSplits:
+    """What Parquet files hold: "image" or "text" samples by split, class names and groups where they are known."""
+
+    modality: str
+    splits: dict[str, Split]
+    class_names: list[str] | None
+    groups: Mapping[str, list[str]] | None
+
+
+def parquet_splits(path: Path, columns: Columns = NO_COLUMNS) -> ParquetSplits:
+    """The splits that `parquet` makes a source of; a single file is "train".
+
+    Raises:
+        MissingExtra, DataError, ConfigError: as `parquet`.
+    """
     files = _files(path)
     read, modality, class_names, groups = {}, "", None, ([], [])  # type: ignore[var-annotated]
     for split, shards in files.items():
@@ -63,17 +94,7 @@ def parquet(
             groups[0].extend(labels if names is None else [names[i] for i in labels])
             groups[1].extend(_values(table, columns.group, shards))
         read[split] = Split(inputs, labels, None, domains)
-    return assemble(
-        name or path.stem,
-        modality,
-        read,
-        class_names=class_names,
-        groups=class_groups(*groups, str(path)) if groups[0] else None,
-        test_share=test_share,
-        test_seed=test_seed,
-        licence=licence,
-        citation=citation,
-    )
+    return ParquetSplits(modality, read, class_names, class_groups(*groups, str(path)) if groups[0] else None)
 
 
 def _files(path: Path) -> dict[str, list[Path]]:

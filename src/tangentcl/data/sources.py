@@ -69,7 +69,7 @@ def load(
                 f"{setting}={value!r} is for Hugging Face data sets only: load('hf:{text}', {setting}=...)."
             )
     if text in SOURCES:
-        _refuse_columns(columns, text)
+        refuse_columns(columns, text)
         if text == "digits":
             return digits(test_share=test_share, test_seed=test_seed)
         return _named(text, test_share, test_seed)
@@ -110,22 +110,39 @@ def _from_path(path: Path, columns: Columns, test_share: float, test_seed: int) 
     if not path.exists():
         hint = "" if len(path.parts) > 1 or path.suffix else nearest(str(path), SOURCES)
         raise DataError(f"No data set is named {str(path)!r} and no file or folder is there.{hint}")
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    kind = kind_of(path)
+    if kind == "hub":
         return hub(str(path), columns, test_share=test_share, test_seed=test_seed)
+    if kind == "parquet":
+        return parquet(path, columns, test_share=test_share, test_seed=test_seed)
+    if kind == "text":
+        return text_files(path, columns, test_share=test_share, test_seed=test_seed)
+    refuse_columns(columns, str(path))
+    return image_folder(path, test_share=test_share, test_seed=test_seed)
+
+
+def kind_of(path: Path) -> str:
+    """What lies at an existing path: "hub" (a saved Hugging Face data set), "parquet", "text" or "image".
+
+    Raises:
+        DataError: a file with an ending that is not read.
+    """
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+        return "hub"
     suffixes = {path.suffix.lower()} if path.is_file() else {file.suffix.lower() for file in path.iterdir()}
     if ".parquet" in suffixes or (path.is_dir() and any((path / "data").glob("*.parquet"))):
-        return parquet(path, columns, test_share=test_share, test_seed=test_seed)
+        return "parquet"
     if suffixes & set(TEXT_SUFFIXES) and not (path.is_dir() and any(file.is_dir() for file in path.iterdir())):
-        return text_files(path, columns, test_share=test_share, test_seed=test_seed)
+        return "text"
     if path.is_dir() or path.suffix.lower() == ".zip":
-        _refuse_columns(columns, str(path))
-        return image_folder(path, test_share=test_share, test_seed=test_seed)
+        return "image"
     raise DataError(
         f"Cannot tell what {path} is. Expected a folder of images, a .zip of one, or a file with one of the endings "
         f".parquet, {', '.join(TEXT_SUFFIXES)}."
     )
 
 
-def _refuse_columns(columns: Columns, name: str) -> None:
+def refuse_columns(columns: Columns, name: str) -> None:
+    """Raise ConfigError where columns were named for data that have none."""
     if columns.given():
         raise ConfigError(f"{name} has no columns to choose; leave out {', '.join(columns.given())}.")

@@ -28,8 +28,22 @@ def text_files(path: Path, columns: Columns = NO_COLUMNS, *, test_share: float =
     [text, label] pairs. JSONL holds one object per line.
 
     Raises:
-        DataError: a file that cannot be read, an empty text, a missing value.
+        DataError: a file that cannot be read, an empty text, a missing value, no training split.
         ConfigError: a column that does not exist.
+    """
+    splits, groups = text_splits(path, columns)
+    if "train" not in splits:
+        raise DataError(
+            f"{path} has no training split; expected a file or key named train. Found: {', '.join(splits)}."
+        )
+    return assemble(path.stem, "text", splits, groups=groups, test_share=test_share, test_seed=test_seed)
+
+
+def text_splits(path: Path, columns: Columns = NO_COLUMNS) -> tuple[dict[str, Split], dict[str, list[str]] | None]:
+    """The splits that `text_files` makes a source of, a single file being "train", and the groups of the classes.
+
+    Raises:
+        DataError, ConfigError: as `text_files`.
     """
     read: dict[str, tuple[Path, Rows]] = {}
     if path.is_dir():
@@ -48,10 +62,7 @@ def text_files(path: Path, columns: Columns = NO_COLUMNS, *, test_share: float =
             read = {"train": (path, _objects(content, path))}
     else:
         read = {"train": (path, _rows(path))}
-    if "train" not in read:
-        raise DataError(f"{path} has no training split; expected a file or key named train. Found: {', '.join(read)}.")
-    splits, groups = _splits(read, columns)
-    return assemble(path.stem, "text", splits, groups=groups, test_share=test_share, test_seed=test_seed)
+    return _splits(read, columns)
 
 
 def clinc150(folder: Path) -> Source:
