@@ -36,8 +36,8 @@ def filtered(problem: LinearProblem, beta: Filter, decay: float) -> Tensor:
         the change of the weights in the loss, [d, C_active].
     """
     features, residual, weight = problem.features, problem.residual, problem.active
-    n, d = features.shape
-    if n >= d:
+    n, (rows, d) = problem.n, features.shape
+    if rows >= d:
         values, vectors = torch.linalg.eigh(features.T @ features)
         force = features.T @ residual / n + decay * weight  # [d, C]
         return -vectors @ (beta(values.clamp(min=0) / n + decay)[:, None] * (vectors.T @ force))
@@ -48,7 +48,7 @@ def filtered(problem: LinearProblem, beta: Filter, decay: float) -> Tensor:
     if not decay:
         return -features.T @ (vectors @ inner)
     outside = beta(values.new_tensor([decay]))
-    kept = values > n * torch.finfo(values.dtype).eps * values.max()
+    kept = values > rows * torch.finfo(values.dtype).eps * values.max()
     slope = torch.where(kept, (along - outside) / torch.where(kept, values, 1.0), 0.0)
     inner = inner + decay * slope[:, None] * (vectors.T @ (features @ weight))
     return -decay * outside * weight - features.T @ (vectors @ inner)
@@ -112,7 +112,7 @@ class GradientFlow(Dynamics):
             return filtered(problem, self._beta, self.weight_decay), 0.0
         if not self.weight_decay:
             return minimum_norm(problem.features, -problem.residual)
-        strength = self.weight_decay * len(problem.features)
+        strength = self.weight_decay * problem.n
         solution, residual = ridge(problem.features, problem.targets, strength)
         return solution - problem.active, residual
 

@@ -38,12 +38,19 @@ class LinearProblem:
         weight: the whole head before training, [d, C].
         targets: [n, C_active], one-hot rows for labels.
         columns: outputs in the loss, int64 [C_active]; the others move by weight decay alone.
+        samples: how many samples the rows stand for, where they are not one each (see `tangentcl.forecast.reduced`).
     """
 
     features: Tensor
     weight: Tensor
     targets: Tensor
     columns: Tensor
+    samples: int | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of new samples."""
+        return len(self.features) if self.samples is None else self.samples
 
     @property
     def active(self) -> Tensor:
