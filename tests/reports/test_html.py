@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from tangentcl import reports
 from tangentcl.errors import RecordError
 from tangentcl.records import RecordWriter
-from tangentcl.reports import html as html_module
 from tangentcl.reports import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -144,8 +145,10 @@ def test_the_page_is_replaced_in_one_step_or_not_at_all(digits, tmp_path, monkey
         write_report(digits, tmp_path / "file" / "r.html")
 
 
-def test_the_template_ships_with_the_package():
-    assert html_module.TEMPLATE.is_file()
+def test_the_templates_ship_with_the_package():
+    folder = Path(reports.__file__).parent
+    wanted = {"report", "forecast", "forecasts", "parts", "style"}
+    assert wanted <= {path.name.split(".")[0] for path in folder.glob("*.j2")}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -6,21 +6,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import tomli_w
 from markupsafe import Markup
 
 from ..errors import RecordError
 from ..records import Record
-from ..records.files import atomic_write
 from . import aggregate, figures
+from .forecast_section import Forecasts, section
+from .forecasts import Run
+from .pages import render, write_page
 from .selection import accuracies, select
-from .svg import DARK, LIGHT, colour
+from .svg import colour
 from .tables import Cell, Row, percent, protocol_table, rows, run_costs, table, words
 from .units import duration, size
 
-TEMPLATE = Path(__file__).with_name("report.html.j2")
 ENVIRONMENT = (
     "tangentcl",
     "python",
@@ -54,43 +54,27 @@ def write_report(records: Iterable[Record | str | Path], out: str | Path) -> Pat
     if not selection.done:
         reasons = "".join(f"\n  {folder}: {reason}" for folder, reason in selection.excluded)
         raise RecordError(f"no finished record to report on.{reasons or ' Make one: tangentcl run'}")
-    path = Path(out)
-    if path.is_dir() or not path.suffix:
-        path = path / "report.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecordError(f"cannot make the folder {path.parent}: {error.strerror or error}") from error
-    atomic_write(path, page(rows(selection.done), selection.excluded))
-    return path
+    return write_page(page(rows(selection.done), selection.excluded), out, "report.html")
 
 
 def page(found: Sequence[Row], excluded: Sequence[tuple[str, str]] = ()) -> str:
     """The report as text; everything that came from a user is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     streams: dict[str, list[Row]] = {}
     for row in found:
         streams.setdefault(row.stream, []).append(row)
     experiments = list(dict.fromkeys(row.experiment for row in found))
-    return environment.get_template(TEMPLATE.name).render(
-        title=", ".join(experiments) if len(experiments) <= 3 else f"{len(experiments)} experiments",
-        summary=_summary(streams, excluded),
-        references=_references(found),
-        streams=[_stream(i, title, part) for i, (title, part) in enumerate(streams.items())],
-        runs=[_run(record) for row in found for record in row.records],
-        protocol=protocol_table(found),
-        environment=_environment([record for row in found for record in row.records]),
-        settings=[_settings(row) for row in found],
-        excluded=excluded,
-        light=LIGHT,
-        dark=DARK,
-    )
+    values = {
+        "title": ", ".join(experiments) if len(experiments) <= 3 else f"{len(experiments)} experiments",
+        "summary": _summary(streams, excluded),
+        "references": _references(found),
+        "streams": [_stream(i, title, part) for i, (title, part) in enumerate(streams.items())],
+        "runs": [_run(record) for row in found for record in row.records],
+        "protocol": protocol_table(found),
+        "environment": _environment([record for row in found for record in row.records]),
+        "settings": [_settings(row) for row in found],
+        "excluded": excluded,
+    }
+    return render("report.html.j2", values)
 
 
 def _summary(streams: dict[str, list[Row]], excluded: Sequence[tuple[str, str]]) -> list[str]:
@@ -151,8 +135,23 @@ def _stream(number: int, title: str, part: list[Row]) -> dict[str, Any]:
             for i, (r, n) in enumerate(zip(part, names))
             if (figure := _losses(f"{prefix}-loss{i}", r, n)) is not None
         ],
+        "forecasts": section(prefix, *_forecasts(part, names)),
         **_costs(prefix, part, names),
     }
+
+
+def _forecasts(part: Sequence[Row], names: Sequence[str]) -> tuple[list[Forecasts], list[tuple[str, str]]]:
+    """The forecasts of each method, and (folder, reason) of records whose forecasts are damaged."""
+    found, unreadable = [], []
+    for slot, (row, name) in enumerate(zip(part, names)):
+        runs = []
+        for record in row.records:
+            try:
+                runs.append(Run(record.seed, getattr(record, "forecasts", ())))
+            except RecordError as error:
+                unreadable.append((str(record.folder), str(error)))
+        found.append(Forecasts(name, slot, runs))
+    return found, unreadable
 
 
 def _heat_map(name: str, row: Row, label: str) -> tuple[str, Markup, str]:

@@ -236,3 +236,10 @@ class Canvas:
             f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
             f"{''.join(self.parts)}</svg>"
         )
+
+
+def legend_mark(slot: int) -> str:
+    """The mark of a slot alone, for a legend in the text around a figure."""
+    canvas = Canvas(12, 12)
+    canvas.marker(6, 6, slot, size=4)
+    return f'<svg viewBox="0 0 12 12" width="12" height="12" aria-hidden="true">{"".join(canvas.parts)}</svg>'
