@@ -1,7 +1,17 @@
 """Run records: what a run leaves on disk, written by the runner and read by reports."""
 
 from .accuracy import Accuracy
+from .forecasts import TaskForecast, read_forecasts
 from .record import Record, Status, find_records
 from .writer import RecordWriter, is_abandoned
 
-__all__ = ["Accuracy", "Record", "RecordWriter", "Status", "find_records", "is_abandoned"]
+__all__ = [
+    "Accuracy",
+    "Record",
+    "RecordWriter",
+    "Status",
+    "TaskForecast",
+    "find_records",
+    "is_abandoned",
+    "read_forecasts",
+]

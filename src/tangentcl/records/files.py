@@ -54,8 +54,8 @@ def plain(value: Any, where: str = "value") -> Any:
     raise RecordError(f"{where} is a {type(value).__name__}, which a record cannot hold; give numbers, text or lists")
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or all of the new one, never a part.
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or all of the new one, never a part.
 
     Raises:
         RecordError: the file system refuses; the reason is kept.
@@ -63,8 +63,8 @@ def atomic_write(path: Path, text: str) -> None:
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

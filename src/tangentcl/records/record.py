@@ -8,12 +8,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import RecordError
 from .accuracy import Accuracy
 from .files import read_bytes, read_json, read_toml
+from .forecasts import TaskForecast, read_forecasts
 
 STATUSES = ("running", "done", "failed", "interrupted")
 
@@ -93,6 +95,15 @@ class Record:
         table = self.config.get("method")
         named = table.get("name") if isinstance(table, Mapping) else table
         return str(named or self.config.get("label") or "unnamed")
+
+    @cached_property
+    def forecasts(self) -> list[TaskForecast]:
+        """What was forecast before each task, and what came true; read when first asked for, empty where none was.
+
+        Raises:
+            RecordError: a missing or damaged file, by name.
+        """
+        return read_forecasts(self.folder)
 
     def events_named(self, event: str) -> list[Mapping[str, Any]]:
         """The events of one kind, in order."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..errors import RecordError
 from .accuracy import Accuracy
 from .files import atomic_write, hold, is_held, plain, read_json, refused, write_json, write_toml
+from .forecasts import TaskForecast, remove_forecasts, write_forecast
 
 ENDS = ("done", "failed", "interrupted")
 
@@ -77,6 +78,7 @@ class RecordWriter:
             (self.folder / "accuracy.json").unlink(missing_ok=True)
         except OSError as error:
             raise refused("write", path, error) from error
+        remove_forecasts(self.folder)
         write_toml(self.folder / "config.toml", config)
         write_json(self.folder / "environment.json", environment)
 
@@ -130,6 +132,14 @@ class RecordWriter:
         )
         write_json(self.folder / "accuracy.json", accuracy.to_json())
         return accuracy
+
+    def forecast(self, forecast: TaskForecast) -> None:
+        """Write the forecast of one task; called before the task is learned, and again when the truth is known.
+
+        Raises:
+            RecordError: parts that do not fit together, or the disk refuses.
+        """
+        write_forecast(self.folder, forecast)
 
     def finish(self, status: str = "done", reason: str | None = None) -> None:
         """Close the record with ``done``, ``failed`` or ``interrupted``; ``reason`` says why it is not done.
