@@ -102,3 +102,30 @@ def data_folder() -> Path:
 def models_folder() -> Path:
     """$TANGENTCL_MODELS, or the test skips."""
     return _folder("TANGENTCL_MODELS")
+
+
+CLASSIFIER_WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] the cat sat on mat and a dog ran home now"
+
+
+@pytest.fixture(scope="session")
+def classifier_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers sequence classifier with classes "animal" and "place", as ``save_pretrained`` leaves it."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("classifier")
+    config = transformers.BertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=24,
+        vocab_size=len(CLASSIFIER_WORDS.split()),
+        id2label={0: "animal", 1: "place"},
+        label2id={"animal": 0, "place": 1},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text(CLASSIFIER_WORDS.replace(" ", "\n"), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf-8")
+    return folder

@@ -214,7 +214,7 @@ def _text_backbone(
     if refused:
         notes.append(f"attention mask passed as [B, N]: {refused}")
         features = plain
-    positions = _positions(model)
+    positions = position_limit(model)
     if max_length is not None and positions is not None and max_length > positions:
         raise ModelError(f"max_length {max_length} exceeds the {positions} positions of {type(model).__name__}.")
     limits = [positions, getattr(tokenizer, "model_max_length", None)]
@@ -264,7 +264,7 @@ def _refuses_additive_mask(features: TextFeatures, model: nn.Module, sample: Bat
     return "" if same else "the additive form gives other features"
 
 
-def _positions(model: nn.Module) -> int | None:
+def position_limit(model: nn.Module) -> int | None:
     """Tokens that the position embedding holds, minus the places that RoBERTa reserves before the first."""
     positions = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.named_modules():
