@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from tangentcl.records import RecordWriter
+from tangentcl.records.forecasts import TaskForecast, write_forecast
+from tangentcl.reports.svg import text_width
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SVG = "{http://www.w3.org/2000/svg}"
 
 # method: accuracy when learned, what each later task takes away, loss terms, seconds, parameters, stored samples
 METHODS = {
@@ -124,6 +135,237 @@ def write_run(
         record.accuracy(**accuracies(method, n_tasks, per_task, per_class, seed, names))
         record.event("run_finished", {"seconds": seconds + n_tasks})
     return place
+
+
+def margins(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    others = np.where(np.eye(outputs.shape[1], dtype=bool)[labels], -np.inf, outputs)
+    return outputs[np.arange(len(labels)), labels] - others.max(axis=1)
+
+
+def quality(drift: np.ndarray, real: np.ndarray, accuracy_error: float) -> dict:
+    error = float(np.sum((drift - real) ** 2) / np.sum(real**2))
+    sizes = np.linalg.norm(drift, axis=1), np.linalg.norm(real, axis=1)
+    ranks = [s.argsort().argsort() for s in sizes]
+    return {
+        "cosine": float(np.sum(drift * real) / np.linalg.norm(drift) / np.linalg.norm(real)),
+        "r2": 1 - error,
+        "spearman": float(np.corrcoef(*ranks)[0, 1]),
+        "relative_error": error**0.5,
+        "accuracy_error": accuracy_error,
+        "flip_auc": None,
+    }
+
+
+def split(what: str, of: np.ndarray, names: list[str], right: tuple[np.ndarray, ...]) -> list[dict]:
+    """Accuracy by class or by past task."""
+    rows = []
+    for k in np.unique(of):
+        now, predicted, real = (None if r is None else float(r[of == k].mean()) for r in right)
+        counts = {"n": int((of == k).sum()), "now": now, "predicted": predicted, "real": real}
+        rows.append({what: int(k), "name": names[k], **counts})
+    return rows
+
+
+def at_risk(names: list[str], labels: np.ndarray, right: np.ndarray, found: list[np.ndarray | None]) -> list[dict]:
+    now, predicted, real = found
+    worst = [i for i in np.argsort(predicted) if right[i]][:10]
+    return [
+        {"id": int(i), "class": int(labels[i]), "name": names[labels[i]], "margin_now": float(now[i]),
+         "margin_predicted": float(predicted[i]), "margin_real": None if real is None else float(real[i])}
+        for i in worst
+    ]  # fmt: skip
+
+
+def modes(energy: np.ndarray, labels: np.ndarray, names: list[str]) -> dict:
+    cumulative = np.sort(energy)[::-1].cumsum() / max(energy.sum(), 1e-300)
+    ranks = {f"rank{s}": int(np.argmax(cumulative >= s / 100)) + 1 if energy.sum() else 0 for s in (90, 95, 99)}
+    top = [
+        {"eigenvalue": 10.0 / (k + 1), "share": float(energy[k] / max(energy.sum(), 1e-300)),
+         "classes": [{"class": int(labels[k]), "name": names[labels[k]], "share": 0.7}],
+         "samples": [{"id": int(k), "class": int(labels[k]), "name": names[labels[k]], "loading": 0.4}]}
+        for k in np.argsort(-energy)[:5]
+    ]  # fmt: skip
+    return {"n_spaces": len(energy), **ranks, "stable_rank": 2.0, "effective_rank": 3.0, "outside_share": 0.0,
+            "n_samples": len(labels), "kronecker_bound": None, "top": top}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Tags, ids and nesting; void elements need no end tag."""
+
+    VOID = {"meta", "link", "br", "img"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.ids, self.addresses = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name == "id":
+                self.ids.append(value)
+            if name in ("src", "href", "action"):
+                self.addresses.append(value)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def checked_page(path: Path) -> str:
+    """The text of a page that is well-formed, safe and needs nothing from elsewhere."""
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert all(a.startswith(("#", "data:")) for a in page.addresses)
+    assert all(a[1:] in page.ids for a in page.addresses if a.startswith("#"))
+    assert "script" not in page.tags
+    assert not re.search(r"@import|url\(", text)
+    assert set(re.findall(r"https?://[^\s\"']+", text)) <= {"http://www.w3.org/2000/svg"}
+    return text
+
+
+def made_up_forecast(
+    task: int,
+    *,
+    per_task: int = 2,
+    n: int = 120,
+    noise: float = 0.4,
+    truth: bool = True,
+    exact: bool = False,
+    band: bool = False,
+    scale: float = 1.5,
+    seed: int = 0,
+    names: list[str] | None = None,
+) -> TaskForecast:
+    """A forecast before a task, 0-based: random drift, a truth ``noise`` away from it, every number from the arrays."""
+    rng = np.random.default_rng([seed, task])
+    seen, total = task * per_task, (task + 1) * per_task
+    names = names or [f"class {c}" for c in range(total)]
+    labels = np.arange(n) % seen
+    past = labels // per_task
+    outputs = rng.normal(0, 1, (n, total)) + 3 * np.eye(total)[labels]
+    drift = scale * rng.normal(0.3, 1, (n, 1)) * rng.normal(0, 1, total)
+    real = drift + noise * scale * rng.normal(0, 1, drift.shape) if truth else None
+    energy = np.square(rng.normal(0, 1, min(n, 60))) * np.exp(-np.arange(min(n, 60)) / 6) * scale**2
+    right = [
+        outputs[:, :seen].argmax(1) == labels,
+        (outputs + drift).argmax(1) == labels,
+        (outputs + real).argmax(1) == labels if truth else None,
+    ]
+    now, predicted, after = (None if r is None else float(r.mean()) for r in right)
+    found = [margins(outputs[:, :seen] if seen > 1 else outputs, labels), margins(outputs + drift, labels),
+             margins(outputs + real, labels) if truth else None]  # fmt: skip
+    lost = [None if r is None else right[0] & ~r for r in right[1:]]
+    gap = 0.8 * noise + 0.02
+    level = "high" if gap < 0.25 else "medium" if gap < 0.6 else "low"
+    sentence = "Exact: it equals training up to rounding." if exact else f"Trust is {level}: off by {100 * gap:.0f} %."
+    tasks = [f"{names[t * per_task]} to {names[(t + 1) * per_task - 1]}" for t in range(task + 1)]
+    summary = {
+        "task": task, "name": tasks[-1], "status": "forecast", "reason": None, "form": "exact" if exact else "bilinear",
+        "exact": exact, "notes": [], "sentence": sentence, "n_old": n, "n_old_available": n, "samples_note": "",
+        "trust": None if exact else {"gap": gap, "linearisation_error": gap / 2, "kernel_drift": None, "level": level,
+                                     "sentence": sentence},
+        "accuracy": {"now": now, "predicted": predicted, "real": after,
+                     "low": max(predicted - 0.05, 0) if band else None,
+                     "high": min(predicted + 0.05, 1) if band else None},
+        "classes": split("class", labels, names, right), "tasks": split("task", past, tasks, right),
+        "at_risk": at_risk(names, labels, right[0], found),
+        "flips": {"predicted": int(lost[0].sum()), "real": int(lost[1].sum()) if truth else None,
+                  "both": int((lost[0] & lost[1]).sum()) if truth else None},
+        "modes": modes(energy, labels, names),
+        "quality": quality(drift, real, predicted - after) if truth and scale else None,
+        "cost": {"forecast_seconds": 0.25, "training_seconds": 5.0 if truth else None, "forward_passes": 4.0 * n},
+        "recipe": {"optimizer": "sgd", "lr": 0.02, "head_lr": None, "steps": 40},
+    }  # fmt: skip
+    arrays = {"labels": labels, "tasks": past, "outputs": outputs.astype("f4"), "drift": drift.astype("f4"),
+              "energy": energy, "values": np.linspace(10, 1, len(energy)),
+              "multiplicity": np.full(len(energy), total)}  # fmt: skip
+    if real is not None:
+        arrays["real_drift"] = real.astype("f4")
+    return TaskForecast(task, tasks[-1], summary, arrays)
+
+
+def refused_forecast(task: int, reason: str = "the loss is not the recipe's") -> TaskForecast:
+    summary = {"task": task, "name": f"task {task}", "status": "refused", "reason": reason, "exact": False}
+    return TaskForecast(task, f"task {task}", summary, {})
+
+
+def parsed_svg(svg: str) -> ElementTree.Element:
+    """The root of a figure, after checks that hold for all: ids, a description, text inside the picture, no NaN."""
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    ids = {e.get("id") for e in root if e.tag in (SVG + "title", SVG + "desc")}
+    assert set(root.get("aria-labelledby").split()) == ids
+    assert root.find(SVG + "desc").text
+    _, _, width, height = map(float, root.get("viewBox").split())
+    for e in root.iter(SVG + "text"):
+        assert 0 <= float(e.get("x")) <= width, e.text
+        assert 0 <= float(e.get("y")) <= height, e.text
+        if e.get("text-anchor") == "start":
+            assert float(e.get("x")) + text_width(e.text, float(e.get("font-size"))) <= width + 8, e.text
+    assert "nan" not in svg.replace("finetune", "").lower()
+    return root
+
+
+@pytest.fixture(scope="session")
+def parse():
+    return parsed_svg
+
+
+def phone_width(path: Path, folder: Path) -> int:
+    """Width in pixels that a page needs on a phone of 390, in a browser that reports no error."""
+    frame = folder / "phone.html"
+    content = html.escape(path.read_text(encoding="utf-8").replace("<details>", "<details open>"))
+    frame.write_text(
+        f'<iframe id="f" width="390" height="800" srcdoc="{content}"></iframe><pre id="o"></pre>'
+        "<script>f.onload = () => {o.textContent = 'width ' + f.contentDocument.documentElement.scrollWidth}</script>"
+    )
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    flags += "--disable-component-update --disable-sync --enable-logging=stderr --v=0 --dump-dom"
+    found = subprocess.run(
+        [CHROMIUM, *flags.split(), f"--user-data-dir={folder / 'profile'}", frame.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    width = re.search(r"width (\d+)", found.stdout)
+    assert width, found.stderr
+    assert "CONSOLE" not in found.stderr
+    return int(width[1])
+
+
+@pytest.fixture
+def browse(tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    return lambda path: phone_width(path, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def checked():
+    return checked_page
+
+
+@pytest.fixture(scope="session")
+def forecast():
+    return made_up_forecast
+
+
+@pytest.fixture(scope="session")
+def save():
+    """Write a forecast into a record's folder as a run does."""
+    return lambda folder, forecast: write_forecast(folder, forecast)
+
+
+@pytest.fixture(scope="session")
+def refused():
+    return refused_forecast
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,22 +15,6 @@ NAN = float("nan")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def parse(svg: str) -> ElementTree.Element:
-    root = ElementTree.fromstring(svg)
-    assert root.get("role") == "img"
-    ids = {e.get("id") for e in root if e.tag in (SVG + "title", SVG + "desc")}
-    assert set(root.get("aria-labelledby").split()) == ids
-    assert root.find(SVG + "desc").text
-    _, _, width, height = map(float, root.get("viewBox").split())
-    for e in root.iter(SVG + "text"):
-        assert 0 <= float(e.get("x")) <= width, e.text
-        assert 0 <= float(e.get("y")) <= height, e.text
-        if e.get("text-anchor") == "start":
-            assert float(e.get("x")) + text_width(e.text, float(e.get("font-size"))) <= width + 8, e.text
-    assert "nan" not in svg.replace("finetune", "").lower()
-    return root
-
-
 def texts(root) -> list[str]:
     return [e.text for e in root.iter(SVG + "text")]
 
@@ -42,14 +25,14 @@ def lower(n_tasks: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("n_tasks", [1, 5, 15, 30])
-def test_heat_map_has_a_cell_per_entry(n_tasks):
+def test_heat_map_has_a_cell_per_entry(parse, n_tasks):
     root = parse(figures.heat_map(lower(n_tasks), [f"task {k}" for k in range(n_tasks)], name="m", title="M"))
     cells = [e for e in root.iter(SVG + "rect") if e.find(SVG + "title") is not None]
     assert len(cells) == n_tasks * (n_tasks + 1) // 2
     assert (figures.percent(lower(n_tasks)[-1, -1]) in texts(root)) == (n_tasks <= 20)
 
 
-def test_heat_map_of_joint_training_has_one_row():
+def test_heat_map_of_joint_training_has_one_row(parse):
     matrix = np.full((3, 3), NAN)
     matrix[-1] = [0.5, 0.25, 0.75]
     found = texts(parse(figures.heat_map(matrix, ["a", "b", "c"], name="m", title="M")))
@@ -58,7 +41,7 @@ def test_heat_map_of_joint_training_has_one_row():
     assert "1: a" not in found
 
 
-def test_accuracy_lines_draw_means_bands_and_labels():
+def test_accuracy_lines_draw_means_bands_and_labels(parse):
     mean = np.array([0.9, 0.7, 0.6])
     series = [
         Series("three seeds", 0, mean, mean - 0.1, mean + 0.05),
@@ -73,13 +56,13 @@ def test_accuracy_lines_draw_means_bands_and_labels():
     assert any(t and t.startswith("a very long") for t in texts(root))
 
 
-def test_constant_or_single_accuracies_still_have_an_axis():
+def test_constant_or_single_accuracies_still_have_an_axis(parse):
     for values in ([1.0, 1.0], [0.0], [0.5]):
         found = texts(parse(figures.accuracy_lines([Series("x", 0, np.array(values))], name="l", title="L")))
         assert sum(t.replace(".", "").isdigit() for t in found) >= 3
 
 
-def test_many_methods_keep_their_labels_apart():
+def test_many_methods_keep_their_labels_apart(parse):
     series = [Series(f"method {i}", i, np.array([0.9, 0.8])) for i in range(25)]
     root = parse(figures.accuracy_lines(series, name="l", title="L"))
     ys = sorted(float(e.get("y")) for e in root.iter(SVG + "text") if e.text.startswith("method"))
@@ -87,7 +70,7 @@ def test_many_methods_keep_their_labels_apart():
     assert min(b - a for a, b in itertools.pairwise(ys)) >= 12
 
 
-def test_forgetting_bars_point_down_when_a_task_got_better():
+def test_forgetting_bars_point_down_when_a_task_got_better(parse):
     series = [Series("a", 0, np.array([0.3, -0.1, NAN]), np.array([0.2, -0.2, NAN]), np.array([0.4, 0.0, NAN]))]
     root = parse(figures.forgetting_bars(series, name="f", title="F"))
     bars = [e for e in root.iter(SVG + "rect") if e.find(SVG + "title") is not None]
@@ -97,11 +80,11 @@ def test_forgetting_bars_point_down_when_a_task_got_better():
     assert float(down.get("y")) == pytest.approx(bottom, abs=0.2)
 
 
-def test_forgetting_of_nothing_forgotten_has_a_scale():
+def test_forgetting_of_nothing_forgotten_has_a_scale(parse):
     parse(figures.forgetting_bars([Series("a", 0, np.array([0.0, NAN]))], name="f", title="F"))
 
 
-def test_loss_lines_choose_the_scale_and_break_between_tasks():
+def test_loss_lines_choose_the_scale_and_break_between_tasks(parse):
     steps = np.arange(1.0, 9.0)
     wide = Series("ce", 0, 10.0 ** -np.arange(8))
     svg = figures.loss_lines([wide], steps, [(0, 0.0), (1, 4.0)], name="l", title="L")
@@ -113,19 +96,19 @@ def test_loss_lines_choose_the_scale_and_break_between_tasks():
         )
 
 
-def test_a_loss_logged_once_per_task_is_a_mark():
+def test_a_loss_logged_once_per_task_is_a_mark(parse):
     svg = figures.loss_lines([Series("ce", 0, np.array([1.0, 2.0]))], np.array([4.0, 8.0]), [(0, 0.0), (1, 4.0)],
                              name="l", title="L")  # fmt: skip
     assert len(parse(svg).findall(SVG + "circle")) == 2 + 1  # one more at the label
 
 
-def test_bars_say_what_was_not_measured():
+def test_bars_say_what_was_not_measured(parse):
     parts = [("training", np.array([3.0, NAN])), ("evaluation", np.array([1.0, NAN]))]
     found = texts(parse(figures.bars(["a", "b"], parts, lambda v: f"{v:g} s", name="b", title="B")))
     assert {"4 s", "not measured", "training", "evaluation"} <= set(found)
 
 
-def test_labels_are_escaped():
+def test_labels_are_escaped(parse):
     label = '<script>alert(1)</script>&"'
     parse(figures.accuracy_lines([Series(label, 0, np.array([0.5, 0.6]))], name="l", title=label))
     parse(figures.heat_map(lower(2), [label, label], name="m", title=label))

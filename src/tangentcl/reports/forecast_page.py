@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import RecordError
+from ..records.forecasts import TaskForecast
 from .forecast_section import Forecasts, section
 from .forecasts import Run
 from .pages import render, write_page
-
-if TYPE_CHECKING:
-    from ..records.forecasts import TaskForecast
 
 
 def write_forecast_report(title: str, forecasts: Sequence[TaskForecast], out: str | Path) -> Path:
@@ -28,6 +25,12 @@ def write_forecast_report(title: str, forecasts: Sequence[TaskForecast], out: st
 
     Raises:
         RecordError: no forecasts, or the file cannot be written.
+
+    >>> import tempfile
+    >>> from tangentcl.records.forecasts import TaskForecast
+    >>> forecast = TaskForecast(1, "2, 3", {"status": "refused", "reason": "nothing trains"}, {})
+    >>> write_forecast_report("digits, seed 0", [forecast], tempfile.mkdtemp()).name
+    'forecast.html'
     """
     if not forecasts:
         raise RecordError("no forecast to report on. Make one: tangentcl forecast RUN --task t")

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ..records.forecasts import TaskForecast
 from .forecasts import value
-
-if TYPE_CHECKING:
-    from ..records.forecasts import TaskForecast
 
 Array = npt.NDArray[np.float64]
 Positions = npt.NDArray[np.int64]

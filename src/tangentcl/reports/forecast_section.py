@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from ..records.forecasts import TaskForecast
 from . import forecast_figures as figures
 from .forecast_figures import Dot
 from .forecast_parts import Points, class_changes, energy, points
 from .forecasts import Run, beliefs, forgotten, overview, refusals, table, trust_level, value
 from .svg import legend_mark
-
-if TYPE_CHECKING:
-    from ..records.forecasts import TaskForecast
 
 CLASSES = 20
 CLASS_MARKS = ((figures.PREDICTED, "predicted"), (figures.REAL, "real"))

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from ..records.forecasts import TaskForecast
 from .tables import Cell, percent
 from .units import duration
-
-if TYPE_CHECKING:
-    from ..records.forecasts import TaskForecast
 
 NOT_TRAINED = "not trained yet"
 HEADING = (
     "before task",
+    "old samples",
     "now (%)",
     "predicted (%)",
     "real (%)",
@@ -82,6 +81,7 @@ def _line(task: int, found: Sequence[TaskForecast], n_seeds: int) -> list[str]:
     spaces = mean(lambda v: f" of {v:.3g}", "modes", "n_spaces").strip("–")
     return [
         f"{task + 1}: {next(iter(names))}" if len(names) == 1 else f"{task + 1}",
+        _samples(found),
         percent(cell("accuracy", "now"), n_seeds, 1),
         percent(cell("accuracy", "predicted"), n_seeds, 1) + _band(found),
         NOT_TRAINED if real is None else percent(real, n_seeds, 1),
@@ -96,6 +96,14 @@ def _line(task: int, found: Sequence[TaskForecast], n_seeds: int) -> list[str]:
     ]
 
 
+def _samples(found: Sequence[TaskForecast]) -> str:
+    used, all_of_them = (Cell.of(value(f, name) for f in found) for name in ("n_old", "n_old_available"))
+    if used is None:
+        return "–"
+    part = "" if all_of_them is None or all_of_them.mean == used.mean else f" of {all_of_them.mean:,.0f}"
+    return f"{used.mean:,.0f}{part}"
+
+
 def _band(found: Sequence[TaskForecast]) -> str:
     low, high = (Cell.of(value(f, "accuracy", side) for f in found) for side in ("low", "high"))
     return "" if low is None or high is None else f" [{percent(low, digits=1)} to {percent(high, digits=1)}]"
@@ -103,7 +111,7 @@ def _band(found: Sequence[TaskForecast]) -> str:
 
 def trust_level(forecast: TaskForecast) -> str:
     """ "exact", "high", "medium" or "low"; "not exact" where nothing was measured."""
-    if forecast.summary["exact"]:
+    if forecast.summary.get("exact"):
         return "exact"
     trust = forecast.summary.get("trust")
     return str(trust["level"]) if trust else "not exact"
@@ -126,9 +134,13 @@ def overview(runs: Sequence[Run]) -> list[str]:
     if errors:
         worst, task, seed = max(errors)
         where = f"before task {task + 1}" + (f", seed {seed}" if len(runs) > 1 else "")
-        text = f"Predicted and real old accuracy differ by {percent(_mean(errors), digits=1)} points"
-        several = f" on average over {len(errors)} forecasts, by {100 * worst:.1f} at most ({where})"
-        sentences.append(f"{text}{several if len(errors) > 1 else ''}.")
+        text = f"Predicted and real old accuracy differ by {100 * float(np.mean([e for e, _, _ in errors])):.1f} points"
+        if len(errors) > 1:
+            text += f" on average over {len(errors)} forecasts, by {100 * worst:.1f} at most ({where})"
+        if worst < 0.0005:
+            text = "Predicted and real old accuracy are the same to a tenth of a point"
+            text += f" in all {len(errors)} forecasts" if len(errors) > 1 else ""
+        sentences.append(f"{text}.")
     banded = [
         low <= real <= high
         for _, f in made
@@ -153,15 +165,13 @@ def overview(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
-def _mean(errors: Sequence[tuple[float, int, int]]) -> Cell | None:
-    return Cell.of([float(np.mean([e for e, _, _ in errors]))])
-
-
 def beliefs(forecasts: Iterable[TaskForecast]) -> list[tuple[str, str]]:
     """How far to believe each forecast and what it does not cover, equal sentences together: (tasks, sentence)."""
     found: dict[str, list[int]] = {}
     for f in forecasts:
-        said = [f.summary.get("sentence"), *(f.summary.get("notes") or ()), f.summary.get("samples_note")]
+        said = [f.summary.get("sentence"), *(f.summary.get("notes") or ())]
+        if value(f, "n_old") != value(f, "n_old_available"):
+            said.append(f.summary.get("samples_note"))
         for sentence in dict.fromkeys(s for s in said if s):
             found.setdefault(sentence, []).append(f.task + 1)
     return [(spans(tasks), sentence) for sentence, tasks in found.items()]

@@ -91,13 +91,14 @@ def _summary(streams: dict[str, list[Row]], excluded: Sequence[tuple[str, str]])
             ("Trained on all tasks at once", [x for x in last if x[2] == "joint"]),
             ("Trained task by task", [x for x in last if x[2] != "joint"]),
         ):
-            best = max(((c.mean, c, n) for c, n, _ in chosen if c is not None), default=None)
+            best = max(((c, n) for c, n, _ in chosen if c is not None), key=lambda x: x[0].mean, default=None)
             if best is not None:
-                text += f" {kind}, {best[2]} reaches {percent(best[1], digits=1)} % accuracy after the last task"
+                text += f" {kind}, {best[1]} reaches {percent(best[0], digits=1)} % accuracy after the last task"
                 text += ", the best." if len(chosen) > 1 else "."
-        lost = [(c.mean, c, n) for r, n in zip(part, names) if (c := r.metrics["ffm"]) is not None]
-        if lost and max(lost)[0] > 0:
-            text += f" Most was forgotten by {max(lost)[2]}: {percent(max(lost)[1], digits=1)} points per task."
+        lost = [(c, n) for r, n in zip(part, names) if (c := r.metrics["ffm"]) is not None]
+        most = max(lost, key=lambda x: x[0].mean, default=None)
+        if most is not None and most[0].mean > 0:
+            text += f" Most was forgotten by {most[1]}: {percent(most[0], digits=1)} points per task."
         sentences.append(text)
     if excluded:
         sentences.append(f"{len(excluded)} record{'s' if len(excluded) > 1 else ''} left out; see the end of the page.")
@@ -147,7 +148,7 @@ def _forecasts(part: Sequence[Row], names: Sequence[str]) -> tuple[list[Forecast
         runs = []
         for record in row.records:
             try:
-                runs.append(Run(record.seed, getattr(record, "forecasts", ())))
+                runs.append(Run(record.seed, record.forecasts))
             except RecordError as error:
                 unreadable.append((str(record.folder), str(error)))
         found.append(Forecasts(name, slot, runs))
