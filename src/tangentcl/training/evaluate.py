@@ -63,6 +63,35 @@ def predicted_classes(
     return runtime.sum(predicted).cpu()
 
 
+def predicted_scores(method: Method, samples: Samples, runtime: Runtime, *, batch_size: int = 256) -> Tensor:
+    """What ``method.predict`` gives for every sample, float32 ``[n, C]`` on the CPU; shared among processes.
+
+    Raises:
+        ModelError: scores that are no ``[B, C]``.
+    """
+    mine = samples.short_first()[runtime.rank :: runtime.world]
+    mine = mine if len(mine) else samples.short_first()[:1]  # every process has to know the number of columns
+    scores: Tensor | None = None
+    was_training, done = method.training, 0
+    method.eval()
+    with torch.inference_mode():
+        for x, y in samples.subset(mine).batches(batch_size):
+            with runtime.autocast():
+                found = method.predict(runtime.to_device(x))  # [B, C]
+            _check_shape(method, found, len(y), None)
+            if scores is None:
+                scores = torch.zeros(len(samples), found.shape[1], device=runtime.device)
+            here = torch.from_numpy(mine[done : done + len(y)]).to(runtime.device)
+            done += len(y)
+            if runtime.rank < len(samples):
+                scores[here] = found.float()
+        if scores is None:
+            raise ModelError(f"{type(method).__name__} was asked for scores of no sample")
+        total = runtime.sum(scores).cpu()
+    method.train(was_training)
+    return total.clone()
+
+
 def _check_shape(method: Method, scores: Tensor, batch: int, n_seen: int | None) -> None:
     got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
     if not isinstance(got, tuple) or len(got) != 2 or got[0] != batch or (n_seen is not None and got[1] != n_seen):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from tangentcl.training.memory import peak_memory_bytes, reset_peak_memory
 from tangentcl.training.order import derived_seed
 from tangentcl.training.plan import TrainingPlan
 from tangentcl.training.runtime import Runtime
+from tangentcl.training.stage import Stage, StageWatcher
 
 
 @dataclass
@@ -73,7 +75,13 @@ def ignore(event: str, fields: dict[str, Any]) -> None:
 
 
 def run_stream(
-    method: Method, stream: TaskStream, plan: TrainingPlan, *, runtime: Runtime | None = None, emit: Emit = ignore
+    method: Method,
+    stream: TaskStream,
+    plan: TrainingPlan,
+    *,
+    runtime: Runtime | None = None,
+    emit: Emit = ignore,
+    watchers: Sequence[StageWatcher] = (),
 ) -> StreamResult:
     """Train ``method`` on every task of ``stream`` in order and evaluate it after each.
 
@@ -85,7 +93,8 @@ def run_stream(
         stream: its samples carry transforms, or those of the method's backbone are used.
         plan: the recipe, the same for every task.
         runtime: device and processes; made from the plan if not given.
-        emit: called with the name and the fields of every event (they are listed in ``docs/report.md``).
+        emit: called with the name and the fields of every event (they are listed in ``docs/training.md``).
+        watchers: look on before and after each task that something is learned of, such as `Forecasting`.
 
     Raises:
         NonFiniteLoss, DataError, ConfigError, ModelError: with task and step where they apply.
@@ -102,7 +111,7 @@ def run_stream(
     emit("run_started", {"n_tasks": len(stream), "n_classes": stream.n_classes})
     try:
         for task in stream:
-            if not learn_task(method, task, plan, runtime, emit):
+            if not learn_task(method, task, plan, runtime, emit, watchers):
                 result.predictions.append({})
                 continue
             evaluate_stage(method, stream, task.index, result, plan, runtime, emit)
@@ -154,9 +163,15 @@ def explain_wrong_input(method: Method, stream: TaskStream, runtime: Runtime, er
         ) from error
 
 
-def learn_task(method: Method, task: Task, plan: TrainingPlan, runtime: Runtime, emit: Emit) -> bool:
+def learn_task(
+    method: Method,
+    task: Task,
+    plan: TrainingPlan,
+    runtime: Runtime,
+    emit: Emit,
+    watchers: Sequence[StageWatcher] = (),
+) -> bool:
     """One task without evaluation; whether anything was learned (see `Method.training_samples`)."""
-    reset_peak_memory(runtime.device)
     began = time.perf_counter()
     torch.manual_seed(derived_seed(plan.seed, "begin", task.index))  # new parameters are the same in every process
     method.begin_task(task)
@@ -170,6 +185,12 @@ def learn_task(method: Method, task: Task, plan: TrainingPlan, runtime: Runtime,
         "task_started",
         {"task": task.index, "name": task.name, "n_train": len(samples), "n_classes": len(task.classes)},
     )
+    stage = Stage(method, task, samples, plan, runtime)
+    watched = time.perf_counter()
+    for watcher in watchers:
+        watcher.before(stage)
+    began += time.perf_counter() - watched
+    reset_peak_memory(runtime.device)  # what follows is training
     steps = 0
     if any(p.requires_grad for p in method.parameters()):
         fit = TaskFit(method, task, samples, plan, runtime, emit)
@@ -188,6 +209,8 @@ def learn_task(method: Method, task: Task, plan: TrainingPlan, runtime: Runtime,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
         },
     )
+    for watcher in watchers:
+        watcher.after(stage)
     return True
 
 

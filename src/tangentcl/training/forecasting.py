@@ -1,0 +1,252 @@
+"""Before each task of a stream: what will be forgotten; after it: what was."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tangentcl.data import Samples, Task
+from tangentcl.errors import ConfigError, DataError, ModelError
+from tangentcl.forecast import Forecast, forecast_forgetting
+from tangentcl.training.evaluate import predicted_scores
+from tangentcl.training.old_samples import OldSamples, old_samples
+from tangentcl.training.order import derived_seed
+from tangentcl.training.outlook import Outlook, competing_outputs
+from tangentcl.training.plan import TrainingPlan
+from tangentcl.training.recipe import recipe, recipe_notes
+from tangentcl.training.stage import Stage
+
+SAME = 1e-3  # relative difference below which outputs of forecast and method count as the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastOptions:
+    """What to forecast within a run; the table ``[forecast]`` of an experiment.
+
+    Args:
+        samples: most test samples of past tasks; of more than these every class is drawn from in proportion.
+        new_samples: most test samples of the new task, likewise; none by default.
+
+    Raises:
+        ConfigError: an impossible value.
+    """
+
+    samples: int = 2000
+    new_samples: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("samples", 1), ("new_samples", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < lowest:
+                raise ConfigError(f"forecast.{name} must be a whole number of at least {lowest}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """The forecast of one task.
+
+    Attributes:
+        task: that is about to be learned, or was. past: tasks learned before it.
+        recipe: the plan in plain values.
+        reason: why there is no forecast, else None.
+        forecast: of the old samples; None where it was refused.
+        old: the old samples with outputs and drift. new: held-out samples of the task, where asked for.
+        error_so_far: largest absolute error of predicted accuracy among this run's earlier forecasts of the same form;
+            None before the first of a local form.
+        seconds: that the forecast took. training_seconds: that the training took; None before.
+    """
+
+    task: Task
+    past: tuple[Task, ...]
+    recipe: dict[str, Any]
+    reason: str | None = None
+    forecast: Forecast | None = None
+    old: Outlook | None = None
+    new: Outlook | None = None
+    error_so_far: float | None = None
+    seconds: float = 0.0
+    training_seconds: float | None = None
+
+
+def forecast_stage(
+    stage: Stage, past: Sequence[Task], options: ForecastOptions | None = None, *, per_task: bool = False
+) -> StageForecast:
+    """Forecast what a stage will do to test samples of past tasks. Nothing is trained or changed.
+
+    What cannot be forecast is not an error: the result says why (``reason``).
+
+    Args:
+        stage: after ``begin_task``, before training.
+        past: tasks learned before, at least one.
+        options: which samples.
+        per_task: whether a sample's own task is known (task-incremental evaluation).
+    """
+    began = time.perf_counter()
+    options = options or ForecastOptions()
+    described = describe(stage.plan, len(stage.samples))
+    made = StageForecast(task=stage.task, past=tuple(past), recipe=described)
+    if not any(p.requires_grad for p in stage.method.parameters()):
+        name = type(stage.method).__name__
+        return dataclasses.replace(made, reason=f"{name} trains nothing by gradient steps, so there is no recipe")
+    with undisturbed(stage):
+        try:
+            chosen = old_samples(past, options.samples, _seed(stage, "old"))
+            forecast, old = _outlook(stage, chosen, past, per_task)
+            new = None
+            if options.new_samples:
+                held_out = old_samples([stage.task], options.new_samples, _seed(stage, "new"))
+                _, new = _outlook(stage, held_out, [stage.task], per_task)
+        except (ConfigError, DataError, ModelError) as refusal:
+            return dataclasses.replace(made, reason=str(refusal), seconds=time.perf_counter() - began)
+    return dataclasses.replace(made, forecast=forecast, old=old, new=new, seconds=time.perf_counter() - began)
+
+
+class Forecasting:
+    """A `StageWatcher` that forecasts every task but the first and compares with the truth afterwards.
+
+    What is learned is the same with and without it: random generators, modes and parameters stay as they are.
+
+    Args:
+        options: which samples.
+        per_task: whether a sample's own task is known (task-incremental evaluation).
+        report: called with the forecast of a task before training, and again with the truth.
+
+    Attributes:
+        made: the forecasts so far, task by task.
+
+    >>> Forecasting(ForecastOptions(samples=500)).made
+    []
+    """
+
+    def __init__(
+        self,
+        options: ForecastOptions | None = None,
+        *,
+        per_task: bool = False,
+        report: Callable[[StageForecast], None] = lambda forecast: None,
+    ) -> None:
+        self.options = options or ForecastOptions()
+        self.per_task = per_task
+        self.report = report
+        self.made: list[StageForecast] = []
+        self._past: list[Task] = []
+        self._errors: dict[str, float] = {"exact": 0.0}  # form -> largest error of accuracy so far
+
+    def before(self, stage: Stage) -> None:
+        """Forecast the stage, unless nothing was learned before."""
+        if self._past:
+            found = forecast_stage(stage, self._past, self.options, per_task=self.per_task)
+            self._keep(dataclasses.replace(found, error_so_far=self._errors.get(_form(found))))
+        self._began = time.perf_counter()
+
+    def after(self, stage: Stage) -> None:
+        """Put the truth beside the forecast."""
+        seconds = time.perf_counter() - self._began
+        self._past.append(stage.task)
+        if not self.made or self.made[-1].task.index != stage.task.index:
+            return
+        found = self.made.pop()
+        with undisturbed(stage):
+            old, new = (self._truth(outlook, stage) for outlook in (found.old, found.new))
+        if old is not None:
+            error = abs(old.accuracy("predicted") - old.accuracy("real"))
+            self._errors[_form(found)] = max(error, self._errors.get(_form(found), 0.0))
+        self._keep(dataclasses.replace(found, old=old, new=new, training_seconds=seconds))
+
+    def _truth(self, outlook: Outlook | None, stage: Stage) -> Outlook | None:
+        return None if outlook is None else outlook.learned(_scores(stage, outlook.samples.samples))
+
+    def _keep(self, forecast: StageForecast) -> None:
+        self.made.append(forecast)
+        self.report(forecast)
+
+
+def _form(found: StageForecast) -> str:
+    """Errors are remembered by form; a forecast for other views or without clipping is no exact one."""
+    if found.forecast is None:
+        return "refused"
+    return found.forecast.form if found.forecast.form != "exact" or found.forecast.exact else "nearly exact"
+
+
+def _outlook(stage: Stage, chosen: OldSamples, tasks: Sequence[Task], per_task: bool) -> tuple[Forecast, Outlook]:
+    task = dataclasses.replace(stage.task, train=stage.samples)
+    seen = stage.task.n_seen - len(stage.task.new_classes)
+    forecast = forecast_forgetting(
+        stage.method,
+        chosen.samples,
+        task,
+        recipe(stage.plan, len(stage.samples), stage.task.index),
+        seen=seen,
+        batch_size=stage.plan.eval_batch_size,
+    )
+    outputs = _scores(stage, chosen.samples)
+    notes = (*recipe_notes(stage.plan), *_differing(forecast, outputs, stage.plan))
+    if notes:
+        forecast = dataclasses.replace(forecast, exact=False, notes=(*forecast.notes, *notes))
+    competing = competing_outputs(tasks, chosen, outputs.shape[1], per_task=per_task)
+    return forecast, Outlook(chosen, outputs, forecast.drift.detach().float().cpu(), competing, seen)
+
+
+def _scores(stage: Stage, samples: Samples) -> torch.Tensor:
+    return predicted_scores(stage.method, samples, stage.runtime, batch_size=stage.plan.eval_batch_size)
+
+
+def _differing(forecast: Forecast, outputs: torch.Tensor, plan: TrainingPlan) -> tuple[str, ...]:
+    """Whether the forecast starts from other outputs than the method predicts with."""
+    if plan.precision != "fp32":
+        return ()
+    apart = float((forecast.outputs.detach().float().cpu() - outputs).norm() / outputs.norm().clamp(min=1e-30))
+    if apart <= SAME:
+        return ()
+    return (
+        f"the method predicts with other outputs than it trains: they differ by {100 * apart:.2g} % before training",
+    )
+
+
+def _seed(stage: Stage, which: str) -> int:
+    return derived_seed(stage.plan.seed, "forecast", which, stage.task.index)
+
+
+def describe(plan: TrainingPlan, n: int) -> dict[str, Any]:
+    """The recipe in plain values, for a record.
+
+    >>> describe(TrainingPlan(optimizer="sgd", epochs=2), 100)["steps"]
+    8
+    """
+    found: dict[str, Any] = {
+        "optimizer": plan.optimizer,
+        "lr": plan.lr,
+        "head_lr": plan.head_lr,
+        "steps": plan.steps(n),
+        "epochs": plan.epochs,
+        "batch_size": plan.batch_size * plan.accumulate,
+        "schedule": plan.schedule,
+        "warmup": plan.warmup,
+        "weight_decay": plan.weight_decay,
+    }
+    own = {"betas": plan.betas} if plan.optimizer == "adamw" else {"momentum": plan.momentum, "nesterov": plan.nesterov}
+    return {**found, **own, "clip_norm": plan.clip_norm, "precision": plan.precision}
+
+
+@contextmanager
+def undisturbed(stage: Stage) -> Iterator[None]:
+    """Leave random generators and the modes of the method's modules as they were."""
+    modes = {module: module.training for module in stage.method.modules()}
+    states = random.getstate(), np.random.get_state()
+    device = stage.runtime.device
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,42 @@
+"""One task as it is about to be learned, and who may look on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tangentcl.data import Samples, Task
+from tangentcl.methods import Method
+from tangentcl.training.plan import TrainingPlan
+from tangentcl.training.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A task between ``begin_task`` and evaluation.
+
+    Attributes:
+        method: the learner.
+        task: what it learns.
+        samples: what it trains on; the task's own unless the method adds to them or replaces them.
+        plan: the recipe. runtime: device and processes.
+    """
+
+    method: Method
+    task: Task
+    samples: Samples
+    plan: TrainingPlan
+    runtime: Runtime
+
+
+class StageWatcher(Protocol):
+    """Looks at every task of a stream without taking part: method and random generators stay as they are.
+
+    With several processes each of them calls it, at the same points.
+    """
+
+    def before(self, stage: Stage) -> None:
+        """After ``begin_task``, before anything is learned of the task."""
+
+    def after(self, stage: Stage) -> None:
+        """After ``end_task``, before the evaluation."""
