@@ -24,6 +24,10 @@ def test_a_page_of_one_run(checked, forecast, refused, tmp_path):
     assert text.count('role="img"') == 2 + 1 + 2 + 2 + 3 + 2
     assert text.count("Samples most at risk before task") == 2 * 3
     for f in made[:3]:
+        for mode in f.summary["modes"]["top"]:
+            assert f"<td>{100 * mode['share']:.3g} %</td><td>{mode['eigenvalue']:.4g}</td>" in text
+            (loaded,) = mode["samples"]
+            assert f"<td>{mode['classes'][0]['name']} (70 %)</td><td>{loaded['id']} ({loaded['name']})</td>" in text
         for row in f.summary["at_risk"]:
             assert f"{row['margin_predicted']:+.3g}" in text
 

@@ -77,6 +77,8 @@ def test_before_training_the_truth_is_said_to_be_missing(forecast):
     low, high = (100 * run.forecasts[1].summary["accuracy"][side] for side in ("low", "high"))
     assert column([run], "predicted (%)")[1].endswith(f"[{low:.1f} to {high:.1f}]")
     assert forgotten(run.forecasts[1], "real") is None
+    run.forecasts[1].summary["accuracy"].update(low=0.5, high=0.5)
+    assert "[" not in column([run], "predicted (%)")[1]
     assert overview([run])[-1] == "What became of task 3 is not known: not trained yet."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from .svg import legend_mark
 
 CLASSES = 20
 CLASS_MARKS = ((figures.PREDICTED, "predicted"), (figures.REAL, "real"))
+LINES = ((figures.NOW, "before the task"), *CLASS_MARKS)
 POINTS_IN_PANEL = (100, 400)
 POINTS_IN_FIGURE = 2400
 
@@ -41,7 +42,7 @@ def section(prefix: str, methods: Sequence[Forecasts], unreadable: Sequence[tupl
     shown = [m for m in methods if any(run.forecasts for run in m.runs)]
     return {
         "methods": [_method(f"{prefix}-f{m.slot}", m) for m in shown],
-        "legend": [(Markup(legend_mark(m.slot)), m.label) for m in shown],
+        "legend": _marks((m.slot, m.label) for m in shown),
         "forgetting": _forgetting(f"{prefix}-fp", shown),
         "gap": _gap(f"{prefix}-fg", shown),
         "unreadable": list(unreadable),
@@ -62,12 +63,17 @@ def _method(prefix: str, method: Forecasts) -> dict[str, Any]:
         "refusals": refusals(method.runs),
         "calibration": _calibration(f"{prefix}-cal", made, f"Old accuracy, {method.label}{seen}"),
         **_samples(f"{prefix}-s", made, f"{method.label}{seen}"),
-        "class_marks": [(Markup(legend_mark(slot)), text) for slot, text in CLASS_MARKS],
+        "class_marks": _marks(CLASS_MARKS),
+        "line_marks": _marks(LINES),
         "classes": _classes(f"{prefix}-c", made, f"{method.label}{seen}"),
         **_energies(f"{prefix}-e", made, f"{method.label}{seen}"),
         "modes": [m for f in made for m in _modes(f)],
         "risk": [(_heading(f), rows) for f in made if (rows := _at_risk(f))],
     }
+
+
+def _marks(slots: Iterable[tuple[int, str]]) -> list[tuple[Markup, str]]:
+    return [(Markup(legend_mark(slot)), text) for slot, text in slots]
 
 
 def _heading(f: TaskForecast) -> str:
@@ -98,7 +104,7 @@ def _samples(prefix: str, made: Sequence[TaskForecast], label: str) -> dict[str,
     return {
         "margins": [_panel(f"{prefix}m{f.task}", f, p, label, margin=True) for f, p in with_margin],
         "sizes": [_panel(f"{prefix}d{f.task}", f, p, label, margin=False) for f, p in found],
-        "past": [(Markup(legend_mark(t)), f"{t + 1}: {past.get(t, '')}".rstrip(": ")) for t in drawn],
+        "past": _marks((t, f"{t + 1}: {past.get(t, '')}".rstrip(": ")) for t in drawn),
         "drawn": f"At most {limit} samples per panel, drawn at random (seed 0), of up to {max(p.n for p in cut):,}."
         if cut
         else "",
@@ -153,7 +159,7 @@ def _energies(prefix: str, made: Sequence[TaskForecast], label: str) -> dict[str
     found = [e for f in made if (e := energy(f)) is not None]
     outside = [(e.task + 1, e.outside) for e in found if e.outside > 0.005]
     if not found:
-        return {"energy": None, "cumulative": None, "outside": []}
+        return {"energy": None, "cumulative": None, "outside": [], "energy_marks": []}
     return {
         "energy": Markup(
             figures.energy_by_eigenvalue(found, name=f"{prefix}v", title=f"Energy of the predicted drift, {label}")
@@ -161,6 +167,7 @@ def _energies(prefix: str, made: Sequence[TaskForecast], label: str) -> dict[str
         "cumulative": Markup(
             figures.energy_cumulative(found, name=f"{prefix}c", title=f"Cumulative energy of the drift, {label}")
         ),
+        "energy_marks": _marks((i, f"before task {e.task + 1}") for i, e in enumerate(found)),
         "outside": [f"task {task}: {100 * share:.1f} %" for task, share in outside],
     }
 
@@ -171,9 +178,9 @@ def _modes(f: TaskForecast) -> list[tuple[str, str, str, str, str]]:
     return [
         (
             f"{f.task + 1}: {f.name}",
-            f"{100 * mode['share']:.1f} %",
-            f"{mode['eigenvalue']:.3g}",
-            ", ".join(f"{c['name']} {100 * c['share']:.0f} %" for c in mode.get("classes") or ()) or "–",
+            f"{100 * mode['share']:.3g} %",
+            f"{mode['eigenvalue']:.4g}",
+            ", ".join(f"{c['name']} ({100 * c['share']:.0f} %)" for c in mode.get("classes") or ()) or "–",
             ", ".join(f"{s['id']} ({s['name']})" for s in mode.get("samples") or ()) or "–",
         )
         for mode in table.get("top") or ()

@@ -106,7 +106,9 @@ def _samples(found: Sequence[TaskForecast]) -> str:
 
 def _band(found: Sequence[TaskForecast]) -> str:
     low, high = (Cell.of(value(f, "accuracy", side) for f in found) for side in ("low", "high"))
-    return "" if low is None or high is None else f" [{percent(low, digits=1)} to {percent(high, digits=1)}]"
+    if low is None or high is None or high.mean - low.mean < 0.0005:
+        return ""
+    return f" [{100 * low.mean:.1f} to {100 * high.mean:.1f}]"
 
 
 def trust_level(forecast: TaskForecast) -> str:
