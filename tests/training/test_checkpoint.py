@@ -13,8 +13,18 @@ from tangentcl.data import TaskStream
 from tangentcl.errors import ModelError, RecordError
 from tangentcl.methods import NCM, Finetune, Method, Replay
 from tangentcl.nn import Backbone
-from tangentcl.training import TrainingPlan, run_stream
-from tangentcl.training.checkpoint import LEARNER, learned_tensors, load_learner, save_learner
+from tangentcl.training import Runtime, TrainingPlan, run_stream
+from tangentcl.training.checkpoint import (
+    LEARNER,
+    LearnerKeeper,
+    learned_tensors,
+    load_learner,
+    remove_learners,
+    restore_learner,
+    save_learner,
+    task_folder,
+)
+from tangentcl.training.stream import learn_task
 
 PLAN = TrainingPlan(epochs=1, batch_size=16, lr=0.05, device="cpu")
 Make = Callable[[], Backbone]
@@ -120,3 +130,29 @@ def test_a_place_that_cannot_be_written(trained: Method, tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     with pytest.raises(RecordError, match=r"the trained learner cannot be written to .*file"):
         save_learner(trained, tmp_path / "file")
+
+
+def test_the_learner_of_any_task_comes_back_and_goes_on_as_the_run_did(
+    tiny_stream: TaskStream, tiny_backbone: Make, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    method = Finetune(tiny_backbone(), rank=2)
+    run_stream(method, tiny_stream, PLAN, watchers=[LearnerKeeper(tmp_path)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["task-000", "task-001", "task-002"]
+    torch.manual_seed(0)
+    again = Finetune(tiny_backbone(), rank=2)
+    restore_learner(again, tiny_stream.tasks[:2], task_folder(tmp_path, 1), seed=PLAN.seed)
+    learn_task(again, tiny_stream[2], PLAN, Runtime(device="cpu"), lambda *event: None)
+    now, then = learned_tensors(again), learned_tensors(method)
+    assert now.keys() == then.keys()
+    assert all(torch.equal(now[key], then[key]) for key in now)
+
+
+def test_learners_of_an_earlier_run_are_removed_and_nothing_else(trained: Method, tmp_path: Path) -> None:
+    for folder in (tmp_path, task_folder(tmp_path, 0), task_folder(tmp_path, 11)):
+        save_learner(trained, folder)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "task-of-mine").mkdir()
+    remove_learners(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "task-of-mine"]
+    remove_learners(tmp_path / "nowhere")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from tangentcl.data import Task
 from tangentcl.errors import ModelError, RecordError
 from tangentcl.methods import Method
 from tangentcl.nn import Backbone
+from tangentcl.training.stage import Stage, begin
 
 LEARNER = "learner.safetensors"
 
@@ -85,3 +88,65 @@ def load_learner(method: Method, folder: str | Path) -> Method:
     with torch.no_grad():
         method.load_state_dict({**here, **tensors})
     return method
+
+
+def task_folder(checkpoints: str | Path, task: int) -> Path:
+    """Where the learner lies as it was at the end of a task (from 0), for `save_learner` and `load_learner`.
+
+    >>> task_folder("checkpoints", 2).as_posix()
+    'checkpoints/task-002'
+    """
+    return Path(checkpoints) / f"task-{task:03d}"
+
+
+def remove_learners(checkpoints: str | Path) -> None:
+    """Remove what `save_learner` wrote there and below for an earlier run; its learners are not those of the next.
+
+    Raises:
+        RecordError: the disk refuses.
+    """
+    folders = [Path(checkpoints), *(path for path in Path(checkpoints).glob("task-*") if path.name[5:].isdigit())]
+    try:
+        for folder in folders:
+            (folder / LEARNER).unlink(missing_ok=True)
+        for folder in folders[1:]:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+    except OSError as error:
+        raise RecordError(f"the learners of an earlier run in {checkpoints} cannot be removed: {error}") from error
+
+
+def restore_learner(method: Method, tasks: Sequence[Task], folder: str | Path, *, seed: int) -> Method:
+    """Lead a freshly constructed method through the beginnings of ``tasks`` and load what it had learned after them.
+
+    Args:
+        method: constructed as it was for the run.
+        tasks: from the first to the last that the learner has learned.
+        folder: where `save_learner` wrote it.
+        seed: of the plan.
+
+    Raises:
+        ModelError: as `load_learner`.
+    """
+    for task in tasks:
+        begin(method, task, seed)
+    return load_learner(method, folder)
+
+
+class LearnerKeeper:
+    """A `StageWatcher` that saves the learner at the end of every task, for `restore_learner`.
+
+    Args:
+        checkpoints: the learner after task 2 goes into ``checkpoints/task-002``.
+    """
+
+    def __init__(self, checkpoints: str | Path) -> None:
+        self.checkpoints = Path(checkpoints)
+
+    def before(self, stage: Stage) -> None:
+        """Nothing is kept before a task: it is what was kept after the last."""
+
+    def after(self, stage: Stage) -> None:
+        """Save the learner, in the main process."""
+        if stage.runtime.is_main:
+            save_learner(stage.method, task_folder(self.checkpoints, stage.task.index))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from tangentcl.data import Samples, Task
 from tangentcl.methods import Method
+from tangentcl.training.order import derived_seed
 from tangentcl.training.plan import TrainingPlan
 from tangentcl.training.runtime import Runtime
 
@@ -27,6 +30,16 @@ class Stage:
     samples: Samples
     plan: TrainingPlan
     runtime: Runtime
+
+
+def begin(method: Method, task: Task, seed: int) -> None:
+    """``begin_task`` with random numbers of its own, so that new parameters are the same in every process.
+
+    Args:
+        seed: of the plan.
+    """
+    torch.manual_seed(derived_seed(seed, "begin", task.index))
+    method.begin_task(task)
 
 
 class StageWatcher(Protocol):

@@ -19,10 +19,9 @@ from tangentcl.nn import Backbone, trainable_parameters
 from tangentcl.training.evaluate import count_correct, predicted_classes
 from tangentcl.training.loop import Emit, TaskFit
 from tangentcl.training.memory import peak_memory_bytes, reset_peak_memory
-from tangentcl.training.order import derived_seed
 from tangentcl.training.plan import TrainingPlan
 from tangentcl.training.runtime import Runtime
-from tangentcl.training.stage import Stage, StageWatcher
+from tangentcl.training.stage import Stage, StageWatcher, begin
 
 
 @dataclass
@@ -173,8 +172,7 @@ def learn_task(
 ) -> bool:
     """One task without evaluation; whether anything was learned (see `Method.training_samples`)."""
     began = time.perf_counter()
-    torch.manual_seed(derived_seed(plan.seed, "begin", task.index))  # new parameters are the same in every process
-    method.begin_task(task)
+    begin(method, task, plan.seed)
     method.to(runtime.device)
     samples = method.training_samples(task)
     if samples is None:
