@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tangentcl.forecast import linear_problem
-from tangentcl.forecast.recursion import SGDRule, recurse
+from tangentcl.forecast.recursion import recurse
+from tangentcl.forecast.rules import SGDRule
 from tangentcl.forecast.spaces import FeatureSpace, SampleSpace, cheaper_space
 
 

@@ -7,10 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tangentcl.errors import ConfigError
 from tangentcl.forecast.problem import LinearProblem
+from tangentcl.forecast.rules import Rule
+from tangentcl.forecast.spaces import Rows
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,22 @@ class Displacement:
 
     weight: Tensor
     residual: float = 0.0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A recipe step by step.
+
+    Attributes:
+        rule: makes a fresh optimiser for one tensor.
+        rates: learning rate of every step; head_rates: those of the linear head.
+        rows: the new samples of every step.
+    """
+
+    rule: Callable[[], Rule]
+    rates: tuple[float, ...]
+    head_rates: tuple[float, ...]
+    rows: Sequence[Rows]
 
 
 class Dynamics(ABC):
@@ -62,6 +81,17 @@ class Dynamics(ABC):
     def idle_change(self) -> float:
         """Factor on weights without gradient, minus 1."""
 
+    def stepwise(self, n: int, device: torch.device) -> Steps:
+        """Every optimiser step on n new samples.
+
+        Raises:
+            ConfigError: a recipe that is not made of steps.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no steps to follow through a network that is adapted. "
+            "Use SGD, AdamW or GradientDescent, or form='ntk' with squared error."
+        )
+
 
 def learning_rates(lr: float | Sequence[float], steps: int | None) -> tuple[float, ...]:
     """One learning rate per step.
@@ -83,6 +113,15 @@ def learning_rates(lr: float | Sequence[float], steps: int | None) -> tuple[floa
     if any(not 0 <= rate < float("inf") for rate in rates):
         raise ConfigError(f"learning rates must be zero or positive, got {min(rates)} to {max(rates)}")
     return rates
+
+
+def head_rates(head_lr: float | Sequence[float] | None, rates: tuple[float, ...]) -> tuple[float, ...]:
+    """Rates of the linear head: those of the rest for None.
+
+    >>> head_rates(None, (0.1, 0.2)), head_rates(0.5, (0.1, 0.2))
+    ((0.1, 0.2), (0.5, 0.5))
+    """
+    return rates if head_lr is None else learning_rates(head_lr, len(rates))
 
 
 def check_range(name: str, value: float, low: float, high: float = float("inf")) -> None:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tangentcl.errors import ConfigError
 from tangentcl.forecast.closed_form import filtered
-from tangentcl.forecast.dynamics import Dynamics, check_range, learning_rates, runs
+from tangentcl.forecast.dynamics import Dynamics, Steps, check_range, head_rates, learning_rates, runs
 from tangentcl.forecast.problem import LinearProblem, check_loss
-from tangentcl.forecast.recursion import SGDRule, idle_change, recurse
+from tangentcl.forecast.recursion import recurse
+from tangentcl.forecast.rules import SGDRule, idle_change
 from tangentcl.forecast.spaces import cheaper_space
 
 GROWTH = 10.0  # of an error along an eigenvector; a stable recipe never exceeds about 1
@@ -34,6 +35,7 @@ class GradientDescent(Dynamics):
         lr: learning rate, or one per step (a schedule).
         steps: T; may be left out with a schedule.
         momentum, nesterov, weight_decay: of torch.optim.SGD.
+        head_lr: of the linear head, where it has a rate of its own; None = lr.
         loss: ``"cross_entropy"`` or ``"squared_error"``.
 
     Raises:
@@ -45,23 +47,31 @@ class GradientDescent(Dynamics):
     momentum: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    head_lr: float | Sequence[float] | None = None
     loss: str = "cross_entropy"
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
         check_momentum(self.momentum, self.nesterov)
         check_range("weight_decay", self.weight_decay, 0)
-        learning_rates(self.lr, self.steps)
+        self._head_rates()
 
     def learn(self, problem: LinearProblem) -> tuple[Tensor, float]:
         if self.loss == "squared_error":
             return filtered(problem, self._beta, self.weight_decay), 0.0
-        rates = learning_rates(self.lr, self.steps)
+        rates = self._head_rates()
         whole = [slice(None)] * len(rates)
         return recurse(problem, cheaper_space(problem), self._rule(), self.loss, rates, whole), 0.0
 
     def idle_change(self) -> float:
-        return idle_change(self._rule(), learning_rates(self.lr, self.steps))
+        return idle_change(self._rule(), self._head_rates())
+
+    def stepwise(self, n: int, device: torch.device) -> Steps:
+        rates = learning_rates(self.lr, self.steps)
+        return Steps(self._rule, rates, self._head_rates(), [slice(None)] * len(rates))
+
+    def _head_rates(self) -> tuple[float, ...]:
+        return head_rates(self.head_lr, learning_rates(self.lr, self.steps))
 
     def _rule(self) -> SGDRule:
         return SGDRule(self.momentum, self.nesterov, self.weight_decay)
@@ -69,7 +79,7 @@ class GradientDescent(Dynamics):
     def _beta(self, h: Tensor) -> Tensor:
         mu = self.momentum
         moves = torch.eye(3, dtype=h.dtype, device=h.device).repeat(len(h), 1, 1)  # (x, m, 1) at step 0 -> now
-        for rate, count in runs(learning_rates(self.lr, self.steps)):
+        for rate, count in runs(self._head_rates()):
             step = torch.zeros_like(moves)
             step[:, 1, 0], step[:, 1, 1], step[:, 1, 2], step[:, 2, 2] = h, mu, 1.0, 1.0
             direction = mu * step[:, 1] if self.nesterov else step[:, 1].clone()
@@ -84,7 +94,7 @@ class GradientDescent(Dynamics):
             largest = float(h.max())
             limit = stable_rate(mu, self.nesterov, largest)
             raise ConfigError(
-                f"gradient descent at lr {max(learning_rates(self.lr, self.steps)):g} diverges: an error along the "
+                f"gradient descent at lr {max(self._head_rates()):g} diverges: an error along the "
                 f"steepest direction (curvature {largest:.4g}) grows {growth:.3g} times. "
                 f"Stable is a constant lr below {limit:.4g}."
             )

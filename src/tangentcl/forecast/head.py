@@ -1,0 +1,47 @@
+"""Finding the linear layer that makes a model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tangentcl.kernels.network import Network
+from tangentcl.nn import GrowingLinear
+
+Linear = nn.Linear | GrowingLinear
+
+
+@contextmanager
+def watched(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What goes into a layer and what comes out of it during forward passes, as (input, output) of every call."""
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        calls.append(([*inputs, *keywords.values()][0], output))
+
+    handle = module.register_forward_hook(keep, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def linear_head(network: Network, x: Any) -> Linear | None:
+    """The linear layer whose output is the model's output, called once per sample with features [n, d]; or None.
+
+    Found by what it does on a few samples, and not by its name: ``classifier``, ``fc`` and peft's ``modules_to_save``
+    are the same to it.
+    """
+    found: Linear | None = None
+    candidates = [m for m in network.model.modules() if isinstance(m, (nn.Linear, GrowingLinear))]
+    for module in candidates:
+        with watched(module) as calls:
+            f = network(x)
+        if len(calls) == 1 and calls[0][0].ndim == 2 and calls[0][1].shape == f.shape and torch.equal(calls[0][1], f):
+            found = module
+    return found
