@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
 def _print_results(outcomes: Sequence[Outcome], folder: Path, page: Path | None, *, as_json: bool) -> None:
     from tangentcl.metrics import matrix_text
     from tangentcl.records import Record
+    from tangentcl.reports.forecast_text import side_by_side
     from tangentcl.reports.selection import accuracies
     from tangentcl.reports.tables import rows, to_json, to_text
 
@@ -80,6 +81,10 @@ def _print_results(outcomes: Sequence[Outcome], folder: Path, page: Path | None,
         print(f"\n{record.label}, seed {record.seed}: accuracy in % on each task (columns) after each task (rows)")
         accuracy = accuracies(record)
         print(matrix_text(accuracy.matrix, accuracy.n_test))
+        if record.forecasts:
+            print(
+                f"\nwhat each task would do to the old ones, forecast before it, in %\n{side_by_side(record.forecasts)}"
+            )
     if finished:
         print(f"\n{to_text(found)}", end="")
     for outcome in outcomes:

@@ -15,7 +15,7 @@ from tangentcl.experiments.call import call, defaults
 from tangentcl.experiments.config import Table
 from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone, backbone
-from tangentcl.training import TrainingPlan
+from tangentcl.training import ForecastOptions, TrainingPlan
 from tangentcl.training.order import derived_seed
 
 
@@ -59,6 +59,15 @@ def build_plan(table: Table, seed: int) -> TrainingPlan:
     if "seed" in table:
         raise ConfigError("[plan] does not take a seed; use seeds = [...] at the top of the file, or --seed")
     return call(TrainingPlan, {**table, "seed": seed}, table="plan")
+
+
+def build_forecast(table: Table | None) -> ForecastOptions | None:
+    """What ``[forecast]`` asks for; None without the table.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
+    return None if table is None else call(ForecastOptions, table, table="forecast")
 
 
 def build_method(keywords: Table, features: Backbone, seed: int) -> Method:
@@ -139,6 +148,8 @@ def with_defaults(settings: Table) -> Table:
         "plan": TrainingPlan,
         "method": method_class(settings["method"]["name"]),
     }
+    if "forecast" in settings:
+        makers["forecast"] = ForecastOptions
     filled = {table: {**defaults(maker), **settings[table]} for table, maker in makers.items()}
     del filled["plan"]["seed"]  # the run's own, one level up
     return {**settings, **filled}

@@ -20,7 +20,7 @@ else:
 
 Table = dict[str, Any]
 
-TABLES = ("source", "stream", "backbone", "transform", "plan", "method")
+TABLES = ("source", "stream", "backbone", "transform", "plan", "forecast", "method")
 TOP = ("name", "seeds", "save", *TABLES)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 
@@ -52,6 +52,7 @@ class Experiment:
             `tangentcl.training.TrainingPlan`.
         methods: what is compared.
         save: whether each record keeps the trained learner.
+        forecast: keywords of `tangentcl.training.ForecastOptions`, or None to forecast nothing.
     """
 
     name: str
@@ -63,10 +64,11 @@ class Experiment:
     methods: tuple[MethodEntry, ...]
     transform: Table = field(default_factory=dict)
     save: bool = True
+    forecast: Table | None = None
 
     def resolved(self, entry: MethodEntry, seed: int) -> Table:
         """All settings of one run, as they are written into its record."""
-        return {
+        settings = {
             "name": self.name,
             "label": entry.label,
             "seed": seed,
@@ -78,6 +80,7 @@ class Experiment:
             "plan": {**self.plan, **entry.plan},
             "method": {"name": entry.name, **copy.deepcopy(entry.keywords)},
         }
+        return settings if self.forecast is None else {**settings, "forecast": copy.deepcopy(self.forecast)}
 
 
 def load_experiment(
@@ -189,6 +192,7 @@ def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> 
         seeds=tuple(seeds),
         methods=tuple(entries),
         save=save,
+        forecast=_forecast(document.get("forecast", False), where),
         **{key: document[key] for key in ("source", "stream", "backbone", "transform", "plan")},
     )
 
@@ -200,6 +204,15 @@ def slug(text: str) -> str:
     'lora-all-logits-r-8'
     """
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def _forecast(given: Any, where: str) -> Table | None:
+    """The table ``[forecast]``; true stands for an empty one, false for none."""
+    if isinstance(given, bool):
+        return {} if given else None
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}: forecast must be a table, [forecast], or true or false, got {given!r}")
+    return given
 
 
 def _entry(table: Table, where: str) -> MethodEntry:

@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from tangentcl.reports.html import duration
+from tangentcl.reports.forecast_text import after_line, before_line
+from tangentcl.reports.units import duration
 
 LOG_EVERY_SECONDS = 10.0
 
@@ -66,6 +67,7 @@ class RunProgress:
         self._index += 1
         self._title = f"[{self._index}/{self.n_runs}] {label}, seed {seed}"
         self._n_tasks, self._done, self._task_share = 1, 0, 0.0
+        self._refusal: str | None = None
         self._learned: list[float] = []  # seconds of each task learned
         self._task_began = time.perf_counter()
         if self._bar is not None:
@@ -82,6 +84,15 @@ class RunProgress:
         self._done, self._task_share = fields["task"], 0.0  # tasks at which nothing is learned send no event
         self._task_began = time.perf_counter()
         self._show(f"task {fields['task'] + 1}/{self._n_tasks} ({fields['name']}): {fields['n_train']} samples", True)
+
+    def _on_forecast(self, fields: dict[str, Any]) -> None:
+        if fields["status"] == "refused" and fields["reason"] == self._refusal:
+            return  # said before
+        self._refusal = fields.get("reason")
+        self._say(f"before task {fields['task'] + 1}/{self._n_tasks}: {before_line(fields)}")
+
+    def _on_forecast_checked(self, fields: dict[str, Any]) -> None:
+        self._say(f"after task {fields['task'] + 1}/{self._n_tasks}: {after_line(fields)}")
 
     def _on_step(self, fields: dict[str, Any]) -> None:
         self._task_share = fields["step"] / fields["n_steps"]
@@ -125,6 +136,11 @@ class RunProgress:
             each = sum(self._learned) / len(self._learned)
         return f", {duration(round(seconds + later * each))} left"
 
+    def _say(self, text: str) -> None:
+        """A line that stays, above the live one."""
+        stamp = time.strftime("%H:%M:%S")
+        self.console.print(f"{stamp} {self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
+
     def _show(self, text: str, important: bool) -> None:
         if self._bar is not None and self._line is not None:
             share = (self._done + self._task_share) / self._n_tasks
@@ -133,5 +149,4 @@ class RunProgress:
         now = time.perf_counter()
         if important or now - self._last_print >= LOG_EVERY_SECONDS:
             self._last_print = now
-            stamp = time.strftime("%H:%M:%S")
-            self.console.print(f"{stamp} {self._title}: {text}", markup=False, highlight=False, soft_wrap=True)
+            self._say(text)

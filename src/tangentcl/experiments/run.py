@@ -15,6 +15,7 @@ from tangentcl.data import TaskStream
 from tangentcl.errors import ConfigError, RecordError, TangentclError
 from tangentcl.experiments.build import (
     build_backbone,
+    build_forecast,
     build_method,
     build_plan,
     build_source,
@@ -24,12 +25,15 @@ from tangentcl.experiments.build import (
 )
 from tangentcl.experiments.config import Experiment, MethodEntry, Table
 from tangentcl.experiments.environment import environment
+from tangentcl.experiments.forecast_summary import in_short, task_forecast
 from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone
 from tangentcl.records import Record, RecordWriter, is_abandoned
 from tangentcl.records.files import plain
-from tangentcl.training import Runtime, StreamResult, TrainingPlan, run_stream
+from tangentcl.training import Forecasting, ForecastOptions, Runtime, StreamResult, TrainingPlan, run_stream
 from tangentcl.training.checkpoint import save_learner
+from tangentcl.training.forecasting import StageForecast
+from tangentcl.training.loop import Emit
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Run:
     stream: TaskStream
     settings: Table
     folder: Path
+    forecast: ForecastOptions | None = None
 
     def outcome(self, status: str, reason: str | None = None) -> Outcome:
         """How it ended."""
@@ -112,6 +117,7 @@ def _planned(experiment: Experiment, out: Path) -> list[Run]:
         for seed in experiment.seeds:
             plan = build_plan({**experiment.plan, **entry.plan}, seed)
         Runtime(device=plan.device, precision=plan.precision)
+    forecast = build_forecast(experiment.forecast)
     data = build_source(experiment.source)
     by_seed = experiment.stream.get("order_seed") == "seed"
     streams: dict[int, TaskStream] = {}
@@ -124,7 +130,7 @@ def _planned(experiment: Experiment, out: Path) -> list[Run]:
             plan = build_plan({**experiment.plan, **entry.plan}, seed)
             folder = out / experiment.name / entry.slug / f"seed-{seed}"
             settings = with_defaults(experiment.resolved(entry, seed))
-            runs.append(Run(entry, seed, plan, streams[key], settings, folder))
+            runs.append(Run(entry, seed, plan, streams[key], settings, folder, forecast))
     return runs
 
 
@@ -150,8 +156,9 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
             writer.event(event, fields)
             observe(run.entry.label, run.seed, event, fields)
 
+    watchers = [] if run.forecast is None else [_forecasting(run.forecast, ready, writer, emit)]
     try:
-        result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit)
+        result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers)
         if writer is not None:
             write_accuracy(writer, ready, result)
             if experiment.save:
@@ -175,6 +182,22 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
             raise  # the other processes may be waiting for this one
         return run.outcome("failed", reason)
     return run.outcome("done")
+
+
+def _forecasting(options: ForecastOptions, stream: TaskStream, writer: RecordWriter | None, emit: Emit) -> Forecasting:
+    """Forecasts of a run, which go to its record and to whoever observes; every process takes part."""
+
+    def report(found: StageForecast) -> None:
+        if writer is None:
+            return
+        kept = task_forecast(found, stream.class_names)
+        writer.forecast(kept)
+        if found.training_seconds is None:
+            emit("forecast", in_short(kept))
+        elif found.forecast is not None:
+            emit("forecast_checked", in_short(kept))
+
+    return Forecasting(options, per_task=stream.scenario == "task", report=report)
 
 
 def write_accuracy(writer: RecordWriter, stream: TaskStream, result: StreamResult) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from tangentcl.errors import ConfigError
 from tangentcl.forecast import SGD, AdamW, Dynamics, batch_order
 from tangentcl.training.order import BatchOrder
 from tangentcl.training.plan import TrainingPlan
@@ -19,9 +18,6 @@ def recipe(plan: TrainingPlan, n: int, task: int) -> Dynamics:
         n: number of samples trained on.
         task: index of the task, on which their order depends.
 
-    Raises:
-        ConfigError: a plan with two learning rates.
-
     >>> plan = TrainingPlan(epochs=2, batch_size=2, optimizer="sgd", lr=0.1, schedule="step", gamma=0.5)
     >>> found = recipe(plan, 3, task=1)
     >>> [sorted(batch) for batch in (found.batches[0] + found.batches[1], found.batches[2] + found.batches[3])]
@@ -33,12 +29,12 @@ def recipe(plan: TrainingPlan, n: int, task: int) -> Dynamics:
     batches = batch_order(order.permutation, order.window, epochs=plan.epochs, steps_per_epoch=order.steps_per_epoch)
     factors = [plan.factor(step, len(batches)) for step in range(len(batches))]
     lr = tuple(plan.lr * factor for factor in factors)
-    if plan.head_lr not in (None, plan.lr):
-        raise ConfigError(f"a recipe has one learning rate, the plan has lr={plan.lr:g} and head_lr={plan.head_lr:g}")
+    head_lr = None if plan.head_lr is None else tuple(plan.head_lr * factor for factor in factors)
     if plan.optimizer == "adamw":
-        return AdamW(lr=lr, batches=batches, betas=plan.betas, weight_decay=plan.weight_decay)
+        return AdamW(lr=lr, head_lr=head_lr, batches=batches, betas=plan.betas, weight_decay=plan.weight_decay)
     return SGD(
         lr=lr,
+        head_lr=head_lr,
         batches=batches,
         momentum=plan.momentum,
         nesterov=plan.nesterov and plan.momentum > 0,
