@@ -1,0 +1,112 @@
+"""``tangentcl plan``: which recipe learns the next task and forgets no more than allowed, by forecasts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+ABOUT = """Which recipe learns the next task and forgets no more than allowed? Recipes are forecast, not trained.
+
+  tangentcl plan EXPERIMENT.toml --task 3 --max-forgetting 0.02
+  tangentcl plan EXPERIMENT.toml --task 3 --lr 1e-4 3e-4 1e-3 --epochs 1 3 --rank 4 8
+  tangentcl plan RUN --task 3                          from the learner that a run stored before the task
+
+The tasks before T are trained with the experiment's own recipe, once for every setting of the method. Exit code 1: no
+recipe meets the demands; what comes closest is shown."""
+
+PLAN = {"lr": float, "head-lr": float, "epochs": int, "weight-decay": float, "optimizer": str}
+METHOD = {"rank": int, "targets": str, "logits": str, "tune": str}
+
+
+def add_parser(commands: Any) -> None:
+    """The options of ``tangentcl plan``."""
+    parser = commands.add_parser(
+        "plan",
+        help="choose a recipe by forecasts: learns the next task, keeps the old ones",
+        description=ABOUT,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="EXPERIMENT", help="experiment file, or the folder of a run")
+    parser.add_argument("--task", type=int, required=True, metavar="T", help="the task to be learned, counted from 0")
+    parser.add_argument("--method", metavar="LABEL", help="method of the file (default: the first that trains)")
+    parser.add_argument("--max-forgetting", type=float, default=0.02, metavar="X", help="share of old samples (0.02)")
+    parser.add_argument(
+        "--min-learned",
+        type=float,
+        default=0.8,
+        metavar="X",
+        help="share of the best new accuracy among believable recipes that has to be reached (0.8)",
+    )
+    grid = parser.add_argument_group("recipes to consider (default: around the experiment's)")
+    for name, kind in {**PLAN, **METHOD}.items():
+        shown = "A,B" if name == "targets" else "X"
+        grid.add_argument(f"--{name}", type=kind, nargs="+", metavar=shown, help=_help(name))
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TABLE.KEY=VALUE",
+        help="change any setting for all recipes and for the tasks before, e.g. plan.schedule=constant",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="instead of the experiment's first")
+    parser.add_argument(
+        "--on",
+        choices=("validation", "test"),
+        help="samples whose accuracy decides (default: validation where the stream has it, else test)",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the trade-off curve")
+
+
+def _help(name: str) -> str:
+    about = {
+        "lr": "learning rates; head-lr keeps its ratio to them",
+        "targets": "adapted layers, several joined by commas: query,value key",
+        "tune": "head, lora or full",
+        "logits": "all or current",
+    }
+    return about.get(name, f"values of {name}")
+
+
+def varied(options: argparse.Namespace) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """What the options vary: settings of the plan and of the method, by their names in an experiment file."""
+    plan = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in PLAN}
+    method = {name: getattr(options, name) for name in METHOD}
+    if method["targets"] is not None:
+        method["targets"] = [value.split(",") for value in method["targets"]]
+    return ({k: v for k, v in plan.items() if v is not None}, {k: v for k, v in method.items() if v is not None})
+
+
+def run(options: argparse.Namespace) -> int:
+    """Forecast, choose and print; returns the exit code."""
+    sys.path.append(os.getcwd())  # where a user's own method, "my_module:MyMethod", most often lies
+    from tangentcl.cli.plan_recipes import consider, snippet
+    from tangentcl.reports.plan_figure import plan_figure
+    from tangentcl.reports.plan_text import plan_text
+
+    considered = consider(options, *varied(options))
+    choice = considered.choice
+    plain = choice.to_dict()
+    best = choice.chosen or choice.closest
+    recipe = None if best is None else snippet(considered, best)
+    if options.svg is not None:
+        options.svg.write_text(plan_figure(plain, considered.title), encoding="utf-8")
+    if options.json:
+        print(json.dumps({"title": considered.title, **plain, "recipe": recipe}, indent=1, allow_nan=False))
+    else:
+        print(f"{considered.title}\n")
+        print(plan_text(plain), end="")
+        for note in plain["notes"]:
+            print(f"note: {note}")
+        if recipe is not None:
+            heading = "for the experiment file" if choice.chosen else "the closest, for the experiment file"
+            print(f"\n# {heading}\n{recipe}", end="")
+        if options.svg is not None:
+            print(f"\nfigure: {options.svg}")
+    return 0 if choice.chosen is not None else 1

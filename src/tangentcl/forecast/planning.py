@@ -1,0 +1,162 @@
+"""Choosing how to train by forecasts, without training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tangentcl.data import Samples, Task
+from tangentcl.errors import ConfigError, DataError
+from tangentcl.forecast.dynamics import Dynamics
+from tangentcl.forecast.forecast import Forecast
+from tangentcl.forecast.forgetting import Prepared, prepare_forecast
+from tangentcl.forecast.inputs import Inputs
+from tangentcl.forecast.training_choice import Prospect, TrainingChoice
+from tangentcl.kernels.batch import tensors, with_tensors
+
+Model = Any  # what `prepare_forecast` takes: a module, or (backbone, head)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe that could be taken.
+
+    Attributes:
+        settings: its settings by name, for tables and for the experiment file.
+        dynamics: what training with them does.
+        model: as it is when training would start (with rows for new classes); or a function without arguments that
+            makes it, called once for all candidates that hold the same function.
+        columns: outputs in the loss; None = as the model's own loss says.
+        training_samples: samples that training would go through, every epoch counted.
+    """
+
+    settings: Mapping[str, Any]
+    dynamics: Dynamics
+    model: Model | Callable[[], Model]
+    columns: tuple[int, ...] | None = None
+    training_samples: int = 0
+
+
+def plan_training(
+    candidates: Sequence[Candidate],
+    old: Any,
+    new: Any,
+    new_test: Any,
+    *,
+    max_forgetting: float = 0.02,
+    min_learned: float = 0.8,
+    seen: int | None = None,
+    outputs: Any = None,
+    batch_size: int = 64,
+    observe: Callable[[int, Prospect], None] = lambda number, row: None,
+) -> TrainingChoice:
+    """Forecast every candidate and choose the one that learns most and forgets no more than allowed.
+
+    A model is prepared once (features, or Jacobians) for all recipes that share it. A recipe that would diverge is
+    kept as a row that says so. A forecast of low trust is shown and never chosen.
+
+    Args:
+        candidates: recipes, see `Candidate`.
+        old: old samples with labels, `Samples` or (batch, labels): what is not to be forgotten.
+        new: the samples that training would see: `Samples`, a `Task`, or (batch, labels).
+        new_test: held-out new samples with labels.
+        max_forgetting: share of old samples that may be lost.
+        min_learned: share of the best new accuracy among believable candidates that a recipe has to reach.
+        seen: outputs that count for the old accuracy now; None = those before the task, where ``new`` is one, else all.
+        outputs, batch_size: of `prepare_forecast`.
+        observe: called with the number of the candidate and its row as soon as it is known.
+
+    Raises:
+        ConfigError: no candidate, or demands that make no sense. DataError: samples without labels.
+        ModelError: a model that cannot be forecast at all.
+
+    >>> from tangentcl.forecast import Ridge
+    >>> head = nn.Linear(2, 2)
+    >>> _ = head.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.0]])), head.bias.data.zero_()
+    >>> old = torch.tensor([[1.0, 0.0], [1.0, 0.1]]), torch.tensor([0, 0])
+    >>> new = torch.tensor([[0.0, 1.0], [0.1, 1.0]]), torch.tensor([1, 1])
+    >>> recipes = [Candidate({"strength": k}, Ridge(strength=k), head) for k in (0.1, 1e4)]
+    >>> choice = plan_training(recipes, old, new, new, max_forgetting=0.0)
+    >>> choice.chosen.settings, [row.new_after for row in choice.rows]
+    ({'strength': 0.1}, [1.0, 0.5])
+    """
+    if not candidates:
+        raise ConfigError("expected at least one candidate, got none")
+    TrainingChoice((), max_forgetting, min_learned)  # refuses demands before any work
+    if seen is None and isinstance(new, Task):
+        seen = (new.n_seen - len(new.new_classes)) or None
+    both, labels, n_old = _together(old, new_test)
+    groups: dict[tuple[int, tuple[int, ...] | None], list[int]] = {}
+    for number, candidate in enumerate(candidates):
+        groups.setdefault((id(candidate.model), candidate.columns), []).append(number)
+    rows: dict[int, Prospect] = {}
+    for (_, columns), members in groups.items():
+        model = _made(candidates[members[0]].model)
+        prepared = prepare_forecast(
+            model, both, new, outputs=outputs, columns=columns, seen=seen, modes=0, batch_size=batch_size
+        )
+        for number in members:
+            rows[number] = _prospect(candidates[number], prepared, labels, n_old)
+            observe(number, rows[number])
+    return TrainingChoice(tuple(rows[i] for i in range(len(candidates))), max_forgetting, min_learned)
+
+
+def _prospect(candidate: Candidate, prepared: Prepared, labels: Tensor, n_old: int) -> Prospect:
+    began = time.perf_counter()
+    try:
+        forecast = prepared.forecast(candidate.dynamics)
+    except ConfigError as error:
+        return Prospect(
+            candidate.settings, math.nan, math.nan, math.nan, "refused", str(error), candidate.training_samples
+        )
+    positions = torch.arange(len(labels))
+    now, after = forecast.subset(positions[:n_old]).accuracy(labels[:n_old])
+    predicted = forecast.subset(positions[n_old:]).after.argmax(dim=1).cpu()
+    return Prospect(
+        settings=candidate.settings,
+        old_now=now,
+        old_after=after,
+        new_after=float((predicted == labels[n_old:]).double().mean()),
+        trust=_level(forecast),
+        sentence=forecast.sentence,
+        training_samples=candidate.training_samples,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _level(forecast: Forecast) -> str:
+    if forecast.trust is not None:
+        return forecast.trust.level
+    return "exact" if forecast.exact else "medium"
+
+
+def _made(model: Model | Callable[[], Model]) -> Model:
+    return model() if callable(model) and not isinstance(model, nn.Module) else model
+
+
+def _together(old: Any, new_test: Any) -> tuple[Any, Tensor, int]:
+    """Old and held-out new samples as one, their labels, and how many are old."""
+    parts = Inputs.of(old, "old"), Inputs.of(new_test, "new_test")
+    labels = []
+    for part, name in zip(parts, ("old", "new_test")):
+        if part.labels is None or part.labels.is_floating_point():
+            raise DataError(f"planning needs whole numbers as labels of {name}: Samples, or (batch, labels)")
+        labels.append(part.labels)
+    sources = [part.source for part in parts]
+    if all(isinstance(source, Samples) for source in sources):
+        return Samples.concat(sources), torch.cat(labels), len(labels[0])
+    if any(isinstance(source, Samples) for source in sources):
+        raise DataError("old and new_test must both be Samples, or both batches with labels")
+    pieces = list(zip(tensors(sources[0]), tensors(sources[1])))
+    if any(a.shape[1:] != b.shape[1:] for a, b in pieces):
+        raise DataError(
+            f"batches of old and new_test differ in shape: {[(list(a.shape), list(b.shape)) for a, b in pieces]}"
+        )
+    batch = with_tensors(sources[0], [torch.cat(pair) for pair in pieces])
+    return (batch, torch.cat(labels)), torch.cat(labels), len(labels[0])

@@ -1,0 +1,123 @@
+"""A choice among recipes as plain text: the table, the trade-off curve, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Plain = Mapping[str, Any]  # of `TrainingChoice.to_dict`
+
+PLOT_WIDTH, PLOT_HEIGHT = 60, 14
+MARKS = "* chosen, o trade-off curve, . other, ? not to be believed"
+
+
+def plan_text(plan: Plain) -> str:
+    """Table of all recipes, plot of new accuracy over forgetting, and the verdict."""
+    return "\n\n".join([table(plan), curve(plan), verdict(plan)]) + "\n"
+
+
+def mark(plan: Plain, number: int) -> str:
+    """One character for a row: chosen, on the trade-off curve, refused, not to be believed, or neither."""
+    row = plan["rows"][number]
+    if row["trust"] == "refused":
+        return "x"
+    if row["trust"] == "low":
+        return "?"
+    return "*" if number == plan["chosen"] else "o" if number in plan["front"] else "."
+
+
+def table(plan: Plain) -> str:
+    """One line per recipe, with the settings that differ between them."""
+    rows = plan["rows"]
+    names = varied(rows)
+    lines = [["", *names, "old now", "old after", "forgetting", "new", "trust", "samples"]]
+    for number, row in enumerate(rows):
+        numbers = [_percent(row[key]) for key in ("old_now", "old_after", "forgetting", "new_after")]
+        samples = f"{row['training_samples']:,}" if row["training_samples"] else ""
+        settings = [_shown(row["settings"].get(name)) for name in names]
+        lines.append([mark(plan, number), *settings, *numbers, row["trust"], samples])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    left = {0, len(names) + 5}
+    text = [
+        "  ".join(
+            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
+        ).rstrip()
+        for line in lines
+    ]
+    refused = [_refusal(row, names) for row in rows if row["trust"] == "refused"]
+    return "\n".join([*text, *refused])
+
+
+def varied(rows: Sequence[Plain]) -> list[str]:
+    """Settings that differ between rows, in the order in which they first occur.
+
+    >>> varied([{"settings": {"lr": 0.1, "epochs": 2}}, {"settings": {"lr": 0.2, "epochs": 2}}])
+    ['lr']
+    """
+    names = dict.fromkeys(name for row in rows for name in row["settings"])
+    return [name for name in names if len({_shown(row["settings"].get(name)) for row in rows}) > 1]
+
+
+def curve(plan: Plain) -> str:
+    """New accuracy over forgetting as a plot of characters; the vertical line is the tolerance."""
+    known = [(number, row) for number, row in enumerate(plan["rows"]) if row["trust"] != "refused"]
+    if not known:
+        return "no recipe could be forecast"
+    limit = plan["max_forgetting"]
+    low = min(0.0, *(row["forgetting"] for _, row in known))
+    high = max(limit, *(row["forgetting"] for _, row in known))
+    span = (high - low) or 1.0
+
+    def column(forgetting: float) -> int:
+        return round((forgetting - low) / span * (PLOT_WIDTH - 1))
+
+    canvas = [[" "] * PLOT_WIDTH for _ in range(PLOT_HEIGHT)]
+    for line in canvas:
+        line[column(limit)] = "|"
+    for number, row in sorted(known, key=lambda item: ".?o*".index(mark(plan, item[0]))):
+        canvas[PLOT_HEIGHT - 1 - round(row["new_after"] * (PLOT_HEIGHT - 1))][column(row["forgetting"])] = mark(
+            plan, number
+        )
+    labels = {0: "100 %", PLOT_HEIGHT - 1: "0 %"}
+    lines = [f"{labels.get(i, ''):>6s} {''.join(line).rstrip()}" for i, line in enumerate(canvas)]
+    ends = f"{_percent(low)} %".ljust(PLOT_WIDTH - 8) + f"{_percent(high):>6s} %"
+    title = f"accuracy on new samples over forgetting, tolerance {_percent(limit)} % (|); {MARKS}"
+    return "\n".join([title, *lines, f"{'':6s} {'-' * PLOT_WIDTH}", f"{'':6s} {ends}"])
+
+
+def verdict(plan: Plain) -> str:
+    """The chosen recipe in a sentence, or that there is none and what comes closest."""
+    rows, limit, floor = plan["rows"], _percent(plan["max_forgetting"]), _percent(plan["new_accuracy_floor"])
+    if plan["chosen"] is not None:
+        row = rows[plan["chosen"]]
+        return f"chosen: {_said(row)}\n{row['sentence']}"
+    words = f"none of the {len(rows)} recipes forgets at most {limit} points and reaches {floor} % on new samples"
+    if plan["closest"] is None:
+        return f"{words}; none of the forecasts can be believed."
+    row = rows[plan["closest"]]
+    return f"{words}.\nclosest: {_said(row)}\n{row['sentence']}"
+
+
+def _refusal(row: Plain, names: Sequence[str]) -> str:
+    settings = ", ".join(f"{name} {_shown(row['settings'].get(name))}" for name in names)
+    return f"x {settings + ': ' if settings else ''}{row['sentence']}"
+
+
+def _said(row: Plain) -> str:
+    settings = ", ".join(f"{name} {_shown(value)}" for name, value in row["settings"].items())
+    return (
+        f"{settings}\nold accuracy {_percent(row['old_now'])} % now and {_percent(row['old_after'])} % after "
+        f"({_percent(row['forgetting'])} points forgotten), new accuracy {_percent(row['new_after'])} %"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "+".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
