@@ -67,9 +67,9 @@ def tiny_stream(tiny_source: Source) -> TaskStream:
     return stream.with_transforms(ArrayTransform(), ArrayTransform())
 
 
-@pytest.fixture
-def pixel_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experiment files get one frozen layer over 8x8 pixels for every ``[backbone]``, in milliseconds."""
+@pytest.fixture(scope="session")
+def pixel_backbone() -> Callable[..., Backbone]:
+    """Stands for ``tangentcl.backbone``: one frozen layer over 8x8 pixels, in milliseconds."""
 
     def pixels(name: str = "bundled", *, pooling: str | None = None) -> Backbone:
         with torch.random.fork_rng():
@@ -82,7 +82,13 @@ def pixel_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
             module, None, WIDTH, name=name, modality="image", train_transform=train, eval_transform=evaluation
         )
 
-    monkeypatch.setattr("tangentcl.experiments.build.backbone", pixels)
+    return pixels
+
+
+@pytest.fixture
+def pixel_experiments(monkeypatch: pytest.MonkeyPatch, pixel_backbone: Callable[..., Backbone]) -> None:
+    """Experiment files get `pixel_backbone` for every ``[backbone]``."""
+    monkeypatch.setattr("tangentcl.experiments.build.backbone", pixel_backbone)
 
 
 def _folder(variable: str) -> Path:

@@ -73,7 +73,7 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
             "[[method]]\nname = 'ncm'\nlabel = 'A b'\n[[method]]\nname = 'ncm'\nlabel = 'a-B'",
             "two methods are labelled 'A b'",
         ),
-        ("save = 1\n[[method]]\nname = 'ncm'", r"save must be true or false, got 1"),
+        ("save = 1\n[[method]]\nname = 'ncm'", r'save must be true, false or "tasks" \(after every task\), got 1'),
         ("name = '...'\n[[method]]\nname = 'ncm'", r"name must be a string with a letter or digit"),
     ],
 )

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(
             json.dumps(
-                {"title": made.title, "made": list(made.notes), **made.forecast.summary, **written},
+                {"title": made.title, "made": list(made.notes), **made.shown, **written},
                 indent=1,
                 allow_nan=False,
             )
@@ -85,9 +85,9 @@ def run(options: argparse.Namespace) -> int:
         from tangentcl.cli.forecast_text import forecast_text, recipe_text
 
         print(made.title)
-        print(f"recipe: {recipe_text(made.forecast.summary['recipe'])}")
+        print(f"recipe: {recipe_text(made.shown['recipe'])}")
         print("".join(f"{note}\n" for note in made.notes))
-        print(forecast_text(made.forecast.summary, texts=made.texts), end="")
+        print(forecast_text(made.shown, texts=made.texts), end="")
         for what, path in written.items():
             print(f"{what}: {path}")
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from tangentcl.cli.forecast_recipe import changed_plan, recorded_plan
+from tangentcl.cli.forecast_truth import with_truth
 from tangentcl.data import Samples, Task, Transform
 from tangentcl.data.columns import Columns
 from tangentcl.data.labelled_file import LabelledFile, read_labelled
@@ -33,12 +34,14 @@ class Made:
     Attributes:
         title: one line.
         forecast: in the form of records.
+        shown: its summary, with what the run knows of the truth.
         texts: of old samples by id; empty for images and for forecasts read from a record.
         notes: on how it was made.
     """
 
     title: str
     forecast: TaskForecast
+    shown: Mapping[str, Any]
     texts: Mapping[str, str]
     notes: tuple[str, ...] = ()
 
@@ -56,7 +59,7 @@ def of_task(options: argparse.Namespace) -> Made:
     title = f"{_name(record)}: before task {options.task}"
     stored = next((found for found in record.forecasts if found.task == options.task), None)
     if stored is not None and plan == known:
-        return Made(f"{title} ({stored.name})", stored, {}, ("read from the record",))
+        return Made(f"{title} ({stored.name})", stored, stored.summary, {}, ("read from the record",))
     made = rebuild(record)
     task, past = made.stream[options.task], made.stream.tasks[: options.task]
     if options.replay:
@@ -67,8 +70,10 @@ def of_task(options: argparse.Namespace) -> Made:
     forecast = _forecast(
         made.method, past, task, plan, made.stream.class_names, per_task=made.stream.scenario == "task"
     )
-    note = "the learner before it was trained again" if options.replay else "made from the learner in the record"
-    return Made(f"{title} ({task.name})", forecast, _texts([one.test for one in past]), (note,))
+    note = "from a learner that was trained again" if options.replay else "from the learner in the record"
+    shown, doubts = with_truth(forecast.summary, record) if plan == known else (forecast.summary, ())
+    texts = _texts([one.test for one in past])
+    return Made(f"{title} ({task.name})", forecast, shown, texts, (f"made now, {note}", *doubts))
 
 
 def from_run(options: argparse.Namespace) -> Made:
@@ -86,7 +91,8 @@ def from_run(options: argparse.Namespace) -> Made:
     transforms = (made.stream[0].train.transform, made.stream[0].test.transform)
     past, task, names = _tasks(old, new, made.stream.class_names, len(made.stream), transforms)
     title = f"{_name(record)}: old {old.path.name}, new {new.path.name}"
-    return Made(title, _forecast(made.method, [past], task, plan, names), _texts([past.test]), _new_rows(names, task))
+    found = _forecast(made.method, [past], task, plan, names)
+    return Made(title, found, found.summary, _texts([past.test]), _new_rows(names, task))
 
 
 def from_model(options: argparse.Namespace) -> Made:
@@ -104,7 +110,8 @@ def from_model(options: argparse.Namespace) -> Made:
     past, task, names = _tasks(old, new, classifier.class_names, 1, transforms)
     what = {"full": "all parameters train", "head": "its last layer trains", "adapter": "its adapter trains"}
     title = f"{options.model} ({what[method.tune]}): old {old.path.name}, new {new.path.name}"
-    return Made(title, _forecast(method, [past], task, plan, names), _texts([past.test]), _new_rows(names, task))
+    found = _forecast(method, [past], task, plan, names)
+    return Made(title, found, found.summary, _texts([past.test]), _new_rows(names, task))
 
 
 def _forecast(

@@ -51,7 +51,7 @@ class Experiment:
             `tangentcl.data.STREAMS` (with ``kind``), of `tangentcl.nn.backbone`, of the training transform, and of
             `tangentcl.training.TrainingPlan`.
         methods: what is compared.
-        save: whether each record keeps the trained learner.
+        save: whether each record keeps the trained learner; "tasks" keeps it as it was after every task, too.
         forecast: keywords of `tangentcl.training.ForecastOptions`, or None to forecast nothing.
     """
 
@@ -63,7 +63,7 @@ class Experiment:
     plan: Table
     methods: tuple[MethodEntry, ...]
     transform: Table = field(default_factory=dict)
-    save: bool = True
+    save: bool | str = True
     forecast: Table | None = None
 
     def resolved(self, entry: MethodEntry, seed: int) -> Table:
@@ -175,8 +175,8 @@ def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> 
         raise ConfigError(f"{where}: seeds must be whole numbers of at least 0, as in [0, 1, 2], got {seeds!r}")
     if len(set(seeds)) != len(seeds):
         raise ConfigError(f"{where}: seeds must differ, got {seeds}")
-    if not isinstance(save, bool):
-        raise ConfigError(f"{where}: save must be true or false, got {save!r}")
+    if not isinstance(save, bool) and save != "tasks":
+        raise ConfigError(f'{where}: save must be true, false or "tasks" (after every task), got {save!r}')
     entries = [_entry(table, where) for table in _method_tables(document)]
     if not entries:
         raise ConfigError(f"{where}: no method to run; add a [[method]] table with a name")

@@ -30,8 +30,16 @@ from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone
 from tangentcl.records import Record, RecordWriter, is_abandoned
 from tangentcl.records.files import plain
-from tangentcl.training import Forecasting, ForecastOptions, Runtime, StreamResult, TrainingPlan, run_stream
-from tangentcl.training.checkpoint import save_learner
+from tangentcl.training import (
+    Forecasting,
+    ForecastOptions,
+    Runtime,
+    StageWatcher,
+    StreamResult,
+    TrainingPlan,
+    run_stream,
+)
+from tangentcl.training.checkpoint import LearnerKeeper, remove_learners, save_learner
 from tangentcl.training.forecasting import StageForecast
 from tangentcl.training.loop import Emit
 
@@ -156,13 +164,18 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
             writer.event(event, fields)
             observe(run.entry.label, run.seed, event, fields)
 
-    watchers = [] if run.forecast is None else [_forecasting(run.forecast, ready, writer, emit)]
+    checkpoints = run.folder / "checkpoints"
+    if writer is not None:
+        remove_learners(checkpoints)
+    watchers: list[StageWatcher] = [LearnerKeeper(checkpoints)] if experiment.save == "tasks" else []
+    if run.forecast is not None:
+        watchers.append(_forecasting(run.forecast, ready, writer, emit))
     try:
         result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers)
         if writer is not None:
             write_accuracy(writer, ready, result)
             if experiment.save:
-                save_learner(method, run.folder / "checkpoints")
+                save_learner(method, checkpoints)
             writer.finish("done")
     except (KeyboardInterrupt, SystemExit) as error:
         if writer is not None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, ModelError, nearest
 from tangentcl.methods.method import Batch, Method
+from tangentcl.nn.backbone import train_where_trainable
 from tangentcl.nn.hf_classifier import HFClassifier, classifier_layer, extend_rows
 
 TUNE = ("full", "head", "adapter")
@@ -82,3 +83,10 @@ class SequenceClassifier(Method):
         """Logits, ``[B, n_seen]``."""
         logits: Tensor = self.model(**x).logits
         return logits
+
+    def train(self, mode: bool = True) -> SequenceClassifier:
+        """Training mode where everything inside trains, as `tangentcl.nn.Backbone.train`: frozen layers drop nothing."""
+        super().train(mode)
+        if mode:
+            train_where_trainable(self.model)
+        return self

@@ -135,7 +135,7 @@ class Backbone(nn.Module):
         """
         super().train(mode)
         if mode:
-            _train_where_trainable(self.model, parent=False)
+            train_where_trainable(self.model, parent=False)
         return self
 
 
@@ -144,12 +144,17 @@ def _original_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def _train_where_trainable(module: nn.Module, parent: bool) -> None:
+def train_where_trainable(module: nn.Module, parent: bool = False) -> None:
+    """Set the modes of a module and all below it as `Backbone.train` says.
+
+    Args:
+        parent: mode of what holds the module.
+    """
     trainable = [p.requires_grad for p in module.parameters()]
     adapter = isinstance(getattr(module, "base_layer", None), nn.Module)
     module.training = (any(trainable) if adapter else all(trainable)) if trainable else parent
     for child in module.children():
-        _train_where_trainable(child, module.training)
+        train_where_trainable(child, module.training)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
