@@ -106,6 +106,17 @@ def test_a_report_has_the_section_after_forgetting(checked, runs, tmp_path):
     assert "<dt>Drift</dt>" in text
 
 
+def test_a_method_with_nothing_but_refusals_comes_last_and_closed(checked, tmp_path, write, forecast, refused, save):
+    found = [write(tmp_path, method, 0, n_tasks=4) for method in ("ncm", "finetune")]
+    save(found[0], refused(1))
+    save(found[1], forecast(1))
+    text = checked(write_report(found, tmp_path / "r.html"))
+    first, second = (m.start() for m in re.finditer('<details class="method"', text))
+    assert text[first:second].startswith('<details class="method" open>\n<summary>finetune</summary>')
+    assert "<summary>ncm</summary>" in text[second:]
+    assert re.findall(r'<ul class="legend always"><li>.*?</svg>(\w+)</li></ul>', text)[0] == "finetune"
+
+
 def test_a_report_without_forecasts_does_not_mention_them(checked, digits, tmp_path):
     text = checked(write_report(digits, tmp_path))
     assert "orecast" not in text

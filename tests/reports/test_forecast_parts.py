@@ -26,6 +26,18 @@ def test_points_are_sizes_and_margins_of_the_drift(forecast):
             assert found.margin[k, i] == pytest.approx(moved, rel=1e-9, abs=1e-12)
 
 
+def test_margins_where_only_the_own_task_competes(forecast):
+    f = forecast(3, n=30, per_task=2)
+    f.summary["competing"] = "own task"
+    found = points(f, 20)
+    for k, i in enumerate(found.position):
+        label = int(f.arrays["labels"][i])
+        other = label ^ 1  # tasks are (0, 1), (2, 3), (4, 5)
+        for row, name in zip(found.margin, ("drift", "real_drift")):
+            d = f.arrays[name][i].astype(float)
+            assert row[k] == pytest.approx(d[label] - d[other], rel=1e-9, abs=1e-12)
+
+
 def test_points_beyond_the_limit_are_drawn_the_same_way_twice(forecast):
     f = forecast(2, n=90)
     a, b, other = points(f, 30), points(f, 30), points(f, 30, seed=1)

@@ -48,6 +48,7 @@ def task_forecast(found: StageForecast, class_names: Sequence[str]) -> TaskForec
         "n_old": len(old.labels),
         "n_old_available": old.samples.n_available,
         "samples_note": old.samples.note,
+        "competing": "all outputs" if bool(old.competing.all()) else "own task",
         "accuracy": _accuracy(old, found.error_so_far),
         "classes": _classes(old, class_names),
         "tasks": _tasks(old, {past.index: past.name for past in found.past}),

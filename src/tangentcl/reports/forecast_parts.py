@@ -18,12 +18,13 @@ Positions = npt.NDArray[np.int64]
 class Points:
     """Old samples, predicted against real: the drift's size (root mean square over outputs) and the margin's change.
 
-    The margin is the output of the true class minus the largest other output, over all C outputs.
+    The margin is the output of the true class minus the largest other output: over all C outputs, or over those of the
+    sample's own task where only they compete.
 
     Attributes:
         position: of each sample among the old samples of the forecast, int64 [k].
         labels, tasks: class and past task, int64 [k].
-        rms: predicted and real, [2, k]. margin: change, predicted and real, [2, k]; NaN where there is one output only.
+        rms: predicted and real, [2, k]. margin: change, predicted and real, [2, k]; NaN where no other output competes.
         n: old samples of the forecast, of which k were drawn at random.
     """
 
@@ -47,24 +48,34 @@ def points(forecast: TaskForecast, limit: int = 400, seed: int = 0) -> Points | 
     labels = arrays["labels"][position].astype(np.int64)
     outputs = arrays["outputs"][position].astype(np.float64)
     drifts = [arrays[name][position].astype(np.float64) for name in ("drift", "real_drift")]
-    before = _margin(outputs, labels)
+    competing = _competing(forecast, position, outputs.shape[1])
+    before = _margin(outputs, labels, competing)
     return Points(
         position=position,
         labels=labels,
         tasks=arrays["tasks"][position].astype(np.int64),
         rms=np.stack([np.sqrt(np.mean(d**2, axis=1)) for d in drifts]),
-        margin=np.stack([_margin(outputs + d, labels) - before for d in drifts]),
+        margin=np.stack([_margin(outputs + d, labels, competing) - before for d in drifts]),
         n=n,
     )
 
 
-def _margin(outputs: Array, labels: Positions) -> Array:
-    if outputs.shape[1] < 2:
-        return np.full(len(outputs), np.nan)
+def _competing(forecast: TaskForecast, position: Positions, n_outputs: int) -> npt.NDArray[np.bool_]:
+    """Outputs that compete for each of some samples, [k, C]: all, or the classes that occur in its own past task."""
+    if forecast.summary.get("competing") != "own task":
+        return np.ones((len(position), n_outputs), dtype=bool)
+    labels, tasks = (forecast.arrays[name].astype(np.int64) for name in ("labels", "tasks"))
+    of_task = np.zeros((int(tasks.max()) + 1, n_outputs), dtype=bool)
+    of_task[tasks, labels] = True
+    return np.asarray(of_task[tasks[position]])
+
+
+def _margin(outputs: Array, labels: Positions, competing: npt.NDArray[np.bool_]) -> Array:
     rows = np.arange(len(outputs))
-    others = outputs.copy()
+    others = np.where(competing, outputs, -np.inf)
     others[rows, labels] = -np.inf
-    return np.asarray(outputs[rows, labels] - others.max(axis=1))
+    largest = others.max(axis=1)
+    return np.where(np.isfinite(largest), outputs[rows, labels] - largest, np.nan)
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,17 @@ class Forecasts:
 
 
 def section(prefix: str, methods: Sequence[Forecasts], unreadable: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """Everything the template shows of these methods' forecasts.
+    """Everything the template shows of these methods' forecasts; those with nothing but refusals come last.
 
     Args:
         prefix: keeps ids on the page apart.
         unreadable: folders whose forecasts are damaged, and why.
     """
     shown = [m for m in methods if any(run.forecasts for run in m.runs)]
+    shown.sort(key=lambda m: not any(run.made for run in m.runs))
     return {
         "methods": [_method(f"{prefix}-f{m.slot}", m) for m in shown],
-        "legend": _marks((m.slot, m.label) for m in shown),
+        "legend": _marks((m.slot, m.label) for m in shown if any(run.made for run in m.runs)),
         "forgetting": _forgetting(f"{prefix}-fp", shown),
         "gap": _gap(f"{prefix}-fg", shown),
         "unreadable": list(unreadable),
@@ -179,7 +180,7 @@ def _modes(f: TaskForecast) -> list[tuple[str, str, str, str, str]]:
         (
             f"{f.task + 1}: {f.name}",
             f"{100 * mode['share']:.3g} %",
-            f"{mode['eigenvalue']:.4g}",
+            f"{mode['eigenvalue']:,.0f}" if mode["eigenvalue"] >= 1000 else f"{mode['eigenvalue']:.4g}",
             ", ".join(f"{c['name']} ({100 * c['share']:.0f} %)" for c in mode.get("classes") or ()) or "–",
             ", ".join(f"{s['id']} ({s['name']})" for s in mode.get("samples") or ()) or "–",
         )

@@ -105,10 +105,10 @@ def _samples(found: Sequence[TaskForecast]) -> str:
 
 
 def _band(found: Sequence[TaskForecast]) -> str:
-    low, high = (Cell.of(value(f, "accuracy", side) for f in found) for side in ("low", "high"))
-    if low is None or high is None or high.mean - low.mean < 0.0005:
-        return ""
-    return f" [{100 * low.mean:.1f} to {100 * high.mean:.1f}]"
+    """The band around a prediction; an exact one needs none."""
+    local = [f for f in found if not f.summary.get("exact")]
+    low, high = (Cell.of(value(f, "accuracy", side) for f in local) for side in ("low", "high"))
+    return "" if low is None or high is None else f" [{100 * low.mean:.1f} to {100 * high.mean:.1f}]"
 
 
 def trust_level(forecast: TaskForecast) -> str:
@@ -146,7 +146,8 @@ def overview(runs: Sequence[Run]) -> list[str]:
     banded = [
         low <= real <= high
         for _, f in made
-        if (low := value(f, "accuracy", "low")) is not None
+        if not f.summary.get("exact")
+        and (low := value(f, "accuracy", "low")) is not None
         and (high := value(f, "accuracy", "high")) is not None
         and (real := value(f, "accuracy", "real")) is not None
     ]
@@ -158,13 +159,19 @@ def overview(runs: Sequence[Run]) -> list[str]:
     if pairs:
         spent, trained = (float(np.mean(part)) for part in zip(*pairs))
         sentences.append(
-            f"A forecast took {duration(spent)}, the training that it foresees {duration(trained)} "
-            f"({100 * spent / trained:.2g} % of it), on average."
+            f"A forecast took {duration(spent)} on average, {_times(spent / trained)} the {duration(trained)} of the "
+            "training that it foresees."
         )
     waiting = spans(f.task + 1 for _, f in made if value(f, "accuracy", "real") is None)
     if waiting:
         sentences.append(f"What became of task {waiting} is not known: {NOT_TRAINED}.")
     return sentences
+
+
+def _times(ratio: float) -> str:
+    return (
+        f"{100 * ratio:.2g} % of" if ratio < 0.995 else f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:,.0f} times"
+    )
 
 
 def beliefs(forecasts: Iterable[TaskForecast]) -> list[tuple[str, str]]:
