@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         batch_order,
         forecast_forgetting,
         forecast_linear,
+        prepare_forecast,
         rank_bound,
         vulnerability,
     )
@@ -54,7 +55,7 @@ _ROOMS = {
     "nn": "backbone from_module Backbone add_lora add_peft",
     "kernels": "Kernel FeatureKernel EmpiricalNTK ConjugateKernel PseudoNTK SketchedNTK",
     "forecast": (
-        "forecast_forgetting forecast_linear Forecast Ridge GradientFlow GradientDescent SGD AdamW batch_order "
+        "forecast_forgetting prepare_forecast forecast_linear Forecast Ridge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound"
     ),
     "methods": "METHODS Method Finetune NCM Joint Replay",
@@ -106,6 +107,7 @@ __all__ = [
     "from_module",
     "load",
     "load_experiment",
+    "prepare_forecast",
     "rank_bound",
     "run_experiment",
     "run_stream",

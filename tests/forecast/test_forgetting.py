@@ -16,7 +16,7 @@ import tangentcl
 from tangentcl.data import ArrayTransform, Samples, Task, TaskStream, class_incremental, load
 from tangentcl.errors import DataError, ModelError
 from tangentcl.forecast import SGD, AdamW, Dynamics, GradientDescent, batch_order, forecast_forgetting, forecast_linear
-from tangentcl.forecast import forgetting as module
+from tangentcl.forecast import linear as module
 from tangentcl.methods import NCM, Finetune, Replay
 from tangentcl.nn import Backbone, CosineLinear, backbone, extract_features, from_module
 from tangentcl.training import Runtime, TaskFit, TrainingPlan

@@ -2,28 +2,34 @@
 
 from tangentcl.forecast.closed_form import GradientFlow, Ridge
 from tangentcl.forecast.dynamics import Displacement, Dynamics, batch_order
-from tangentcl.forecast.forecast import Forecast
-from tangentcl.forecast.forgetting import forecast_forgetting, forecast_linear
+from tangentcl.forecast.forecast import Cost, Forecast
+from tangentcl.forecast.forgetting import Prepared, forecast_forgetting, prepare_forecast
 from tangentcl.forecast.gradient_descent import GradientDescent
+from tangentcl.forecast.linear import forecast_linear
 from tangentcl.forecast.problem import LinearProblem, linear_problem
 from tangentcl.forecast.sgd import SGD, AdamW
+from tangentcl.forecast.trust import Trust
 from tangentcl.forecast.vulnerability import Vulnerability, rank_bound, vulnerability
 
 __all__ = [
     "SGD",
     "AdamW",
+    "Cost",
     "Displacement",
     "Dynamics",
     "Forecast",
     "GradientDescent",
     "GradientFlow",
     "LinearProblem",
+    "Prepared",
     "Ridge",
+    "Trust",
     "Vulnerability",
     "batch_order",
     "forecast_forgetting",
     "forecast_linear",
     "linear_problem",
+    "prepare_forecast",
     "rank_bound",
     "vulnerability",
 ]

@@ -60,14 +60,15 @@ class Derivatives:
 
     def change(self, rows: Tensor, values: Values) -> Tensor:
         """Change of the features of some samples along their directions, [B, k]."""
-        total = torch.zeros(len(rows), self.rows.shape[1], device=rows.device, dtype=torch.float32)
+        dtype = torch.promote_types(self.rows.dtype, torch.float32)
+        total = torch.zeros(len(rows), self.rows.shape[1], device=rows.device, dtype=dtype)
         for site, factors in self.sites:
             a, g, owner = factors.of(rows)
-            moved = site.change(a.float(), values)  # [tokens, d_out]
-            total = total.index_add(0, owner, torch.einsum("tko,to->tk", g.float(), moved))
+            moved = site.change(a.to(dtype), values)  # [tokens, d_out]
+            total = total.index_add(0, owner, torch.einsum("tko,to->tk", g.to(dtype), moved))
         if self.names:
             delta = torch.cat([(values[name] - self.start[name]).flatten() for name in self.names])
-            total = total + self.rows[rows].float() @ delta
+            total = total + self.rows[rows].to(dtype) @ delta
         return total
 
 
@@ -183,8 +184,9 @@ def _compressed(a: Tensor, g: Tensor, most: int = TOKENS) -> tuple[Tensor, Tenso
     T, k, d = g.shape
     if most >= T:
         return a, g, 0.0
-    Qg, Rg = torch.linalg.qr(g.reshape(T, k * d).T.float())
-    Qa, Ra = torch.linalg.qr(a.T.float())
+    wide = torch.promote_types(g.dtype, torch.float32)
+    Qg, Rg = torch.linalg.qr(g.reshape(T, k * d).T.to(wide))
+    Qa, Ra = torch.linalg.qr(a.T.to(wide))
     U, s, Vh = torch.linalg.svd(Rg @ Ra.T)
     root = s[:most].sqrt()
     lost = float(s[most:].norm() / s.norm().clamp(min=1e-30))

@@ -2,232 +2,268 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tangentcl.data import Samples, Task
-from tangentcl.errors import DataError, ModelError
+from tangentcl.errors import ConfigError, DataError, ModelError, nearest
 from tangentcl.forecast.dynamics import Dynamics
-from tangentcl.forecast.forecast import Forecast
-from tangentcl.forecast.old_kernel import FeatureModes
-from tangentcl.forecast.problem import LinearProblem, head_matrix, linear_problem, loss_residual
-from tangentcl.linalg.operator import BLOCK
-from tangentcl.nn import Backbone, GrowingLinear, extract_features
+from tangentcl.forecast.forecast import Cost, Forecast
+from tangentcl.forecast.head import Linear, linear_head
+from tangentcl.forecast.inputs import Inputs
+from tangentcl.forecast.linear import linear_forecast
+from tangentcl.forecast.local_forecast import LocalForecaster
+from tangentcl.forecast.own_loss import PROBE, loss_columns
+from tangentcl.forecast.problem import LinearProblem, check_columns, check_targets, linear_problem
+from tangentcl.forecast.setting import Setting
+from tangentcl.kernels.network import Network, Outputs
 from tangentcl.nn.backbone import to_device
 
-PROBE = 16  # new samples on which the model's own loss is compared with the loss of the recipe
+Form = Literal["auto", "exact", "bilinear", "ntk"]
+FORMS = ("auto", "exact", "bilinear", "ntk")
+VIEWS = "training draws random views of the new samples; the forecast is for their fixed views"
 
 
-def forecast_linear(
-    features_old: Tensor,
-    head: nn.Linear | GrowingLinear,
-    features_new: Tensor,
-    targets_new: Tensor,
-    dynamics: Dynamics,
+class Prepared:
+    """A model, old and new samples, looked at once; a forecast for every recipe that is asked for.
+
+    The model must stay as it is while forecasts are made. Made by `prepare_forecast`.
+
+    Attributes:
+        form: "exact", "bilinear" or "ntk".
+        columns: outputs in the loss; None = all.
+    """
+
+    def __init__(self, setting: Setting, *, form: Form, columns: Candidates, loss_of: nn.Module) -> None:
+        self._setting, self._candidates, self._model = setting, columns, loss_of
+        self._settled: dict[str, Sequence[int] | None] = {}  # loss of a recipe -> outputs in it
+        self._old: Tensor | None = None  # features
+        self._new: Tensor | None = None
+        self._local: dict[tuple[str, str], LocalForecaster] = {}
+        self.form = self._form(form)
+
+    def forecast(self, dynamics: Dynamics, *, refine: float = 0.0) -> Forecast:
+        """What this recipe will do to the old outputs.
+
+        Args:
+            dynamics: the training recipe.
+            refine: share of the steps, in [0, 1), that are really trained (on a copy of the parameters) before the
+                rest is forecast from there. Of use where `Forecast.trust` is low; it costs that share of the training.
+
+        Raises:
+            ModelError: the model minimises another loss. DataError: labels without an output.
+            ConfigError: a recipe that diverges, or that the form cannot follow.
+        """
+        if not 0 <= refine < 1:
+            raise ConfigError(f"refine is a share of the training, at least 0 and below 1, got {refine!r}")
+        began = time.perf_counter()
+        columns = self.columns(dynamics.loss)
+        if self.form == "exact":
+            found = self._exactly(dynamics, columns)
+        else:
+            local = self._localised(dynamics, columns)
+            found = local.forecast(dynamics, refine=refine)
+        return replace(found, cost=Cost(time.perf_counter() - began, found.cost.forward_passes))
+
+    def columns(self, loss: str) -> Sequence[int] | None:
+        """Outputs in a loss; None = all. Where none were named, the model is asked."""
+        if loss not in self._settled:
+            s = self._setting
+            few = s.new.take(torch.arange(min(PROBE, len(s.new))))
+            with s.network.evaluating(), torch.no_grad():
+                outputs = s.network(s.move(few)).float().cpu()
+            self._settled[loss] = loss_columns(self._model, s.new, outputs, loss, self._candidates, s.move)
+        return self._settled[loss]
+
+    def problem(self, loss: str) -> LinearProblem:
+        """Features of the new samples and the head, all that an exact forecast of the head's change needs.
+
+        Raises:
+            ModelError: more than a linear head trains, or the model minimises another loss.
+        """
+        if self.form != "exact":
+            raise ModelError(f"only the exact form has a linear problem, this forecast has the form '{self.form}'")
+        return self._problem(self.columns(loss))
+
+    def _problem(self, columns: Sequence[int] | None) -> LinearProblem:
+        s = self._setting
+        assert s.head is not None
+        assert s.new.labels is not None
+        if self._new is None:
+            self._new = s.features(s.new)
+        bias = None if s.head.bias is None else s.head.bias.cpu()
+        return linear_problem(self._new, s.head.weight.cpu(), bias, s.new.labels, columns)
+
+    def _form(self, form: Form) -> str:
+        s = self._setting
+        own = {id(p) for p in s.head.parameters()} if s.head is not None else set()
+        others = [name for name, p in s.network.parameters.items() if id(p) not in own]
+        if form == "exact" and (others or s.head is None):
+            raise ModelError(
+                "form='exact' needs a linear head and nothing else that trains; here "
+                + (
+                    f"{len(others)} tensors besides it train ({', '.join(others[:3])})."
+                    if others
+                    else "is no such head."
+                )
+                + " Use form='auto'."
+            )
+        if form == "auto":
+            return "bilinear" if others or s.head is None else "exact"
+        return form
+
+    def _exactly(self, dynamics: Dynamics, columns: Sequence[int] | None) -> Forecast:
+        s = self._setting
+        assert s.head is not None
+        problem = self._problem(columns)
+        if self._old is None:
+            self._old = s.features(s.old)
+        found = linear_forecast(
+            self._old, s.head, problem, dynamics, seen=s.seen, labels_old=s.old.labels, notes=s.notes
+        )
+        return replace(found, cost=Cost(forward_passes=len(s.new) + len(s.old)))
+
+    def _localised(self, dynamics: Dynamics, columns: Sequence[int] | None) -> LocalForecaster:
+        key = (self.form, dynamics.loss)
+        if key not in self._local:
+            s = self._setting
+            assert s.new.labels is not None
+            chosen = check_columns(columns, s.n_outputs)
+            targets = check_targets(s.new.labels, chosen, len(s.new))
+            self._local[key] = LocalForecaster(s, chosen, targets, dynamics.loss, first_order=self.form == "ntk")
+        return self._local[key]
+
+
+Candidates = Sequence[Sequence[int] | None]
+
+
+def prepare_forecast(
+    model: nn.Module | tuple[nn.Module, Linear],
+    old: Any,
+    new: Any,
     *,
+    outputs: Outputs | None = None,
     columns: Sequence[int] | None = None,
     seen: int | None = None,
-    labels_old: Tensor | None = None,
-) -> Forecast:
-    r"""Forecast for a linear head on features: :math:`D = \Phi_o (W_T - W_0)`.
-
-    The displacement of the head is computed in float64 whatever the features are in; outputs and drift in the
-    precision of the old features (at least float32). No matrix is larger than [n, C], [d, C] or [m, m] with m the
-    smaller of n2 and d.
+    form: Form = "auto",
+    directions: int = 8,
+    modes: int = 512,
+    batch_size: int = 64,
+    memory: float = 4e9,
+) -> Prepared:
+    """Look at a model, old and new samples, so that forecasts for several recipes share the work.
 
     Args:
-        features_old: [n1, d].
-        head: a linear layer as it is when training starts, with a row for every new class.
-        features_new: [n2, d].
-        targets_new: labels int64 [n2], or values [n2, C_active].
-        dynamics: the training recipe.
-        columns: outputs in the loss; None = all.
-        seen: outputs that count for the accuracy now; None = all.
-        labels_old: int64 [n1], for accuracies and margins; may be given later.
+        model: any module; what requires grad is what trains. Or a pair (backbone, head).
+        old: samples whose outputs are forecast: `Samples`, a batch (a tensor, or a dict, list or tuple of tensors), or
+            a pair (batch, labels).
+        new: what training will see, in the order that the recipe's batches refer to: `Samples`, a pair (batch,
+            targets), or the `Task` they belong to.
+        outputs: ``outputs(model, batch) -> [n, C]``; None calls ``model(batch)``.
+        columns: outputs in the loss; None = all, or for a method of this library what its own loss says.
+        seen: outputs that count for the accuracy now; None = those before the task, where ``new`` is a task, else all.
+        form: "exact": a linear head, and nothing else, trains. "bilinear": a local model of the features, multiplied
+            out with the head (docs/forecast.md). "ntk": the plain linearised network. "auto": exact where possible,
+            else bilinear.
+        directions: of the features per sample that the bilinear form follows.
+        modes: rows (old samples times outputs) of the old kernel that the bilinear and the plain form decompose; 0
+            for none.
+        batch_size: samples per forward pass.
+        memory: bytes for derivatives.
 
     Raises:
-        DataError: shapes, labels or values that do not fit. ConfigError: a recipe that diverges.
+        ModelError: nothing trains, or the model is random, mixes samples, or gives no [n, C].
+        DataError: no samples, no labels, or both do not fit. ConfigError: an unknown form.
 
-    >>> from tangentcl.forecast import GradientDescent
-    >>> head = nn.Linear(2, 2, bias=False)
-    >>> nn.init.eye_(head.weight).shape
-    torch.Size([2, 2])
-    >>> forecast = forecast_linear(torch.eye(2), head, torch.tensor([[0.0, 1.0]]), torch.tensor([0]),
-    ...                            GradientDescent(lr=1.0, steps=2, loss="squared_error"))
-    >>> forecast.drift
-    tensor([[ 0.,  0.],
-            [ 1., -1.]])
-    >>> forecast.accuracy(torch.tensor([0, 1]))
-    (1.0, 0.5)
+    >>> from tangentcl.forecast import SGD
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> prepared = prepare_forecast(model, torch.randn(5, 4), (torch.randn(6, 4), torch.tensor([0, 1] * 3)))
+    >>> [prepared.forecast(SGD(lr=lr, batches=[[0, 1, 2], [3, 4, 5]])).form for lr in (0.01, 0.1)]
+    ['bilinear', 'bilinear']
     """
-    problem = linear_problem(features_new, head.weight, head.bias, targets_new, columns)
-    return _forecast(features_old, head, problem, dynamics, seen=seen, labels_old=labels_old)
-
-
-def _forecast(
-    features: Tensor,
-    head: nn.Linear | GrowingLinear,
-    problem: LinearProblem,
-    dynamics: Dynamics,
-    *,
-    seen: int | None,
-    labels_old: Tensor | None,
-    notes: tuple[str, ...] = (),
-) -> Forecast:
-    n_outputs, d = head.weight.shape
-    if features.ndim != 2 or features.shape[1] != d or not len(features):
-        raise DataError(f"expected features of old samples [n, {d}], got {list(features.shape)}")
-    seen = n_outputs if seen is None else seen
-    if not 0 < seen <= n_outputs:
-        raise DataError(f"seen must be from 1 to the {n_outputs} outputs of the head, got {seen}")
-    moved = dynamics.displacement(problem)
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    outputs = _linear(features, head_matrix(head.weight, head.bias).to(features.device), head.bias is not None, dtype)
-    drift = _linear(features, moved.weight.to(features.device), head.bias is not None, dtype)
-    if not bool(outputs.isfinite().all()):
-        raise DataError("the features of the old samples must be finite")
-    return Forecast(
-        outputs=outputs,
-        drift=drift,
-        seen=seen,
-        old_kernel=FeatureModes(features.detach(), head.bias is not None),
-        exact=not notes,
-        residual=moved.residual,
-        notes=notes,
-        labels=labels_old,
+    if form not in FORMS:
+        raise ConfigError(f"form must be one of {', '.join(FORMS)}, got {form!r}.{nearest(str(form), FORMS)}")
+    whole: nn.Module = nn.Sequential(*model) if isinstance(model, tuple) else model
+    candidates: list[Sequence[int] | None] = [columns]
+    if isinstance(new, Task):
+        seen = (new.n_seen - len(new.new_classes)) or None if seen is None else seen
+        candidates = [None, new.classes] if columns is None else candidates
+    given_old, given_new = Inputs.of(old, "old"), Inputs.of(_training_samples(model, new), "new")
+    if given_new.labels is None:
+        raise DataError("new samples need labels: pass new=(batch, labels)")
+    network = Network(whole, outputs)
+    device = next(iter(network.parameters.values())).device
+    move: Callable[[Any], Any] = partial(to_device, device=device)
+    with network.evaluating():
+        probe = network.check(move(given_new.take(torch.arange(min(2, len(given_new))))))
+        head = linear_head(network, move(given_new.take(torch.arange(min(2, len(given_new))))))
+    n_outputs = probe.shape[1]
+    if seen is not None and not 0 < seen <= n_outputs:
+        raise DataError(f"seen must be from 1 to the {n_outputs} outputs, got {seen}")
+    setting = Setting(
+        network=network,
+        head=head,
+        old=given_old,
+        new=given_new,
+        n_outputs=n_outputs,
+        seen=n_outputs if seen is None else seen,
+        move=move,
+        notes=(VIEWS,) if given_new.is_random else (),
+        directions=directions,
+        modes=modes,
+        batch_size=batch_size,
+        memory=memory,
     )
+    return Prepared(setting, form=form, columns=candidates, loss_of=whole)
 
 
-def _linear(features: Tensor, matrix: Tensor, bias: bool, dtype: torch.dtype) -> Tensor:
-    """Features [n, d] (and a constant) times [d (+ 1), C] in ``dtype``, block by block, [n, C]."""
-    matrix = matrix.to(dtype)
-    weight, constant = (matrix[:-1], matrix[-1]) if bias else (matrix, torch.zeros_like(matrix[0]))
-    result = torch.empty(len(features), matrix.shape[1], dtype=dtype, device=features.device)
-    for block, rows in zip(features.detach().split(BLOCK), result.split(BLOCK)):
-        torch.addmm(constant, block.to(dtype), weight, out=rows)
-    return result
+def _training_samples(model: Any, new: Any) -> Any:
+    """What a task means to a method: its own samples, and stored ones where it keeps some."""
+    if not isinstance(new, Task):
+        return new
+    asked = getattr(model, "training_samples", None)
+    samples: Samples | None = asked(new) if callable(asked) else new.train
+    if samples is None:
+        raise ModelError(f"{type(model).__name__} learns nothing at task {new.index} ('{new.name}')")
+    return samples
 
 
 def forecast_forgetting(
-    model: nn.Module | tuple[Backbone, nn.Linear | GrowingLinear],
-    old: Samples,
-    new: Samples | Task,
+    model: nn.Module | tuple[nn.Module, Linear],
+    old: Any,
+    new: Any,
     dynamics: Dynamics,
     *,
+    outputs: Outputs | None = None,
     columns: Sequence[int] | None = None,
     seen: int | None = None,
-    batch_size: int = 256,
+    form: Form = "auto",
+    refine: float = 0.0,
+    batch_size: int = 64,
+    memory: float = 4e9,
 ) -> Forecast:
     """What training ``model`` on ``new`` will do to its outputs on ``old``. Nothing is trained or changed.
 
-    For a frozen backbone with a linear head, such as ``Finetune(backbone, tune="head")`` after ``begin_task``: initial
-    weights of new rows are part of what is forecast. A model that can compute its training loss is asked for it on a
-    few new samples, and refused if it minimises something else than the recipe says.
+    Exact for a frozen backbone with a linear head; a local forecast with a measure of trust for LoRA, adapters and full
+    fine-tuning. The arguments are those of `prepare_forecast`, and ``dynamics`` and ``refine`` those of
+    `Prepared.forecast`.
 
-    Args:
-        model: a module with ``backbone`` and ``head``, or the two as a tuple.
-        old: samples whose outputs are forecast, e.g. the test samples of past tasks.
-        new: the samples that training will see, in the order that batches refer to; or the task they belong to.
-        dynamics: the training recipe.
-        columns: outputs in the loss; None = all.
-        seen: outputs that count for the accuracy now; None = those before the task, where ``new`` is a task, else all.
-        batch_size: samples per forward pass.
-
-    Raises:
-        ModelError: trainable parameters besides a linear head, or another loss than that of the recipe.
-        DataError: labels without an output.
+    >>> from tangentcl.forecast import SGD
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    >>> new = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
+    >>> forecast = forecast_forgetting(model, torch.randn(5, 4), new, SGD(lr=0.1, batches=[[0, 1, 2], [3, 4, 5]]))
+    >>> forecast.drift.shape, forecast.exact, forecast.trust.level
+    (torch.Size([5, 2]), False, 'high')
     """
-    network, head = _linear_head(model)
-    samples = new.train if isinstance(new, Task) else new
-    if seen is None and isinstance(new, Task):
-        seen = (new.n_seen - len(new.new_classes)) or None
-    features_new, labels_new = extract_features(network, samples, batch_size)
-    problem = linear_problem(features_new, head.weight.cpu(), _cpu(head.bias), labels_new, columns)
-    if isinstance(model, nn.Module):
-        _check_loss(model, samples, problem, dynamics)
-    notes: tuple[str, ...] = ()
-    if _is_random(samples):
-        notes = ("training draws random views of the new samples; the forecast is for their fixed views",)
-    features_old, labels_old = extract_features(network, old, batch_size)
-    return _forecast(features_old, head, problem, dynamics, seen=seen, labels_old=labels_old, notes=notes)
-
-
-def _cpu(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.cpu()
-
-
-def _linear_head(model: nn.Module | tuple[Backbone, nn.Module]) -> tuple[Backbone, nn.Linear | GrowingLinear]:
-    """The frozen backbone and the linear head of a model, or one clear refusal."""
-    name = "the pair" if isinstance(model, tuple) else type(model).__name__
-    parts = model if isinstance(model, tuple) else (getattr(model, "backbone", None), getattr(model, "head", None))
-    network, head = parts
-    if not isinstance(network, Backbone) or not isinstance(head, (nn.Linear, GrowingLinear)):
-        raise ModelError(
-            f"only linear heads on a frozen backbone are supported so far: {name} has a {type(network).__name__} as "
-            f"backbone and a {type(head).__name__} as head. Expected Backbone and Linear or GrowingLinear."
-        )
-    own = {id(p) for p in head.parameters()}
-    whole: nn.Module = nn.ModuleList(model) if isinstance(model, tuple) else model
-    others = [key for key, p in whole.named_parameters() if p.requires_grad and id(p) not in own]
-    if others:
-        raise ModelError(
-            f"only linear heads are supported so far: besides its head, {name} trains {len(others)} tensors "
-            f"({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}). Try tune='head'."
-        )
-    if getattr(model, "keeps_samples", False):
-        raise ModelError(f"{name} also trains on stored samples of past tasks, which a forecast does not know so far.")
-    return network, head
-
-
-def _check_loss(model: nn.Module, samples: Samples, problem: LinearProblem, dynamics: Dynamics) -> None:
-    """Refuse a model whose own loss on a few samples is not the loss that the recipe minimises."""
-    if not callable(getattr(model, "training_loss", None)):
-        return
-    x, y = next(samples.subset(range(min(PROBE, len(samples)))).batches(PROBE))
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            device = next(model.parameters()).device
-            terms: dict[str, Tensor] = model.training_loss(to_device(x, device), y.to(device))  # type: ignore[operator]
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    actual = sum(float(term) for term in terms.values())
-    outputs, targets = problem.features[: len(y)] @ problem.active, problem.targets[: len(y)]
-    expected = _loss(dynamics.loss, outputs, targets)
-    if abs(actual - expected) > 1e-3 * max(abs(expected), 1e-3):
-        raise ModelError(
-            f"on {len(y)} new samples {type(model).__name__} has the loss {actual:.6g} ({', '.join(terms)}), but the "
-            f"recipe minimises {dynamics.loss} over {len(problem.columns)} outputs, which is {expected:.6g}. "
-            "Pass the outputs in the loss as columns (task.classes), or the loss of the recipe; a model with other "
-            "terms is not supported so far."
-        )
-
-
-def _loss(loss: str, outputs: Tensor, targets: Tensor) -> float:
-    if loss == "cross_entropy":
-        return float(F.cross_entropy(outputs, targets))
-    return float(0.5 * loss_residual(loss, outputs, targets).square().sum(dim=1).mean())
-
-
-def _is_random(samples: Samples) -> bool:
-    """Whether the transform draws: items under two generators differ from each other, on a few samples."""
-    for index in range(min(3, len(samples))):
-        first, second = (samples.item(index, np.random.default_rng(seed))[0] for seed in (0, 1))
-        if not _same(first, second):
-            return True
-    return False
-
-
-def _same(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor):
-        return torch.equal(first, second)
-    if isinstance(first, dict):
-        return all(_same(first[key], second[key]) for key in first)
-    return bool(np.array_equal(np.asarray(first), np.asarray(second)))
+    prepared = prepare_forecast(
+        model, old, new, outputs=outputs, columns=columns, seen=seen, form=form, batch_size=batch_size, memory=memory
+    )
+    return prepared.forecast(dynamics, refine=refine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -37,11 +37,12 @@ def linear_head(network: Network, x: Any) -> Linear | None:
     Found by what it does on a few samples, and not by its name: ``classifier``, ``fc`` and peft's ``modules_to_save``
     are the same to it.
     """
-    found: Linear | None = None
     candidates = [m for m in network.model.modules() if isinstance(m, (nn.Linear, GrowingLinear))]
-    for module in candidates:
-        with watched(module) as calls:
-            f = network(x)
-        if len(calls) == 1 and calls[0][0].ndim == 2 and calls[0][1].shape == f.shape and torch.equal(calls[0][1], f):
+    with ExitStack() as stack:
+        calls = [stack.enter_context(watched(module)) for module in candidates]
+        f = network(x)
+    found: Linear | None = None
+    for module, seen in zip(candidates, calls):
+        if len(seen) == 1 and seen[0][0].ndim == 2 and seen[0][1].shape == f.shape and torch.equal(seen[0][1], f):
             found = module
     return found

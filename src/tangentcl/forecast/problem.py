@@ -89,11 +89,11 @@ def linear_problem(
     for name, tensor in (("features", features), ("weight", weight), ("bias", bias), ("targets", targets)):
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise DataError(f"the {name} of the new samples' problem must be finite")
-    chosen = _columns(columns, len(weight)).to(features.device)
+    chosen = check_columns(columns, len(weight)).to(features.device)
     return LinearProblem(
         features=with_constant(features.detach(), float(bias is not None)),
         weight=head_matrix(weight, bias).to(features.device),
-        targets=_targets(targets.to(features.device), chosen, len(features)),
+        targets=check_targets(targets.to(features.device), chosen, len(features)),
         columns=chosen,
     )
 
@@ -104,7 +104,8 @@ def head_matrix(weight: Tensor, bias: Tensor | None) -> Tensor:
     return matrix if bias is None else torch.cat([matrix, bias.detach().to(torch.float64)[None]])
 
 
-def _columns(columns: Sequence[int] | None, n_outputs: int) -> Tensor:
+def check_columns(columns: Sequence[int] | None, n_outputs: int) -> Tensor:
+    """Outputs in the loss, int64 [C_active]; None = all. Raises DataError for one that is not there, or there twice."""
     if columns is None:
         return torch.arange(n_outputs)
     chosen = [int(c) for c in columns]
@@ -113,7 +114,12 @@ def _columns(columns: Sequence[int] | None, n_outputs: int) -> Tensor:
     return torch.tensor(chosen)
 
 
-def _targets(targets: Tensor, columns: Tensor, n: int) -> Tensor:
+def check_targets(targets: Tensor, columns: Tensor, n: int) -> Tensor:
+    """Labels int64 [n] as one-hot rows over ``columns``, or values [n, C_active], float64.
+
+    Raises:
+        DataError: other shapes, or a label outside the columns.
+    """
     if targets.is_floating_point():
         if targets.shape != (n, len(columns)):
             raise DataError(f"expected targets [{n}, {len(columns)}], got {list(targets.shape)}")

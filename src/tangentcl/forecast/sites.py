@@ -97,10 +97,12 @@ class LoRASite(Site):
     :math:`\Delta y = B A x`.
     """
 
-    def __init__(self, first: nn.Module, second: nn.Module, names: tuple[str, str], start: Values) -> None:
+    def __init__(
+        self, first: nn.Module, second: nn.Module, names: tuple[str, str], start: Values, first_order: bool
+    ) -> None:
         self.source, self.target, self.names = first, second, names
         self.A, self.B = (start[name] for name in names)
-        self._blind = not bool(self.B.any()) or not bool(self.A.any())
+        self._blind = not first_order and not (bool(self.B.any()) and bool(self.A.any()))
 
     @property
     def is_blind(self) -> bool:
@@ -116,12 +118,15 @@ class LoRASite(Site):
         return (a @ self.A.T) @ (B - self.B).T + (a @ (A - self.A).T) @ self.B.T
 
 
-def find_sites(network: Network, apart: nn.Module | None) -> tuple[list[Site], tuple[str, ...]]:
+def find_sites(
+    network: Network, apart: nn.Module | None, *, first_order: bool = False
+) -> tuple[list[Site], tuple[str, ...]]:
     """Linear and LoRA layers that train, and the names of all other parameters that move.
 
     Args:
         network: its parameters are those that move.
         apart: a module that is treated elsewhere, the head.
+        first_order: leave out the product of LoRA factors where it is not of first order.
     """
     names = {id(p): name for name, p in network.parameters.items()}
     start = network.values
@@ -135,7 +140,7 @@ def find_sites(network: Network, apart: nn.Module | None) -> tuple[list[Site], t
         if second is not None:
             pair = (own.get("weight"), names.get(id(second.weight)))
             if pair[0] is not None and pair[1] is not None:
-                sites.append(LoRASite(module, second, (pair[0], pair[1]), start))
+                sites.append(LoRASite(module, second, (pair[0], pair[1]), start, first_order))
                 continue
         if second is not None or id(module) in seconds or not any(own.values()) or not set(own) <= {"weight", "bias"}:
             continue

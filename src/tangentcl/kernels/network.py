@@ -94,6 +94,15 @@ class Network:
         """Outputs [n, C], finite."""
         return self._checked(self._call(x), n_samples(x))
 
+    @property
+    def output_function(self) -> Outputs:
+        """``outputs(model, batch)``, as given."""
+        return self._call.outputs
+
+    def call(self, x: Any) -> Tensor:
+        """What the output function gives, unchecked; under `at` with the replaced parameters."""
+        return self._call.outputs(self._call.model, x)
+
     def at(self, values: dict[str, Tensor], x: Any) -> Tensor:
         """Outputs [n, C] with other values of the parameters; for torch.func transforms."""
         replaced = {f"model.{name}": value for name, value in values.items()}
