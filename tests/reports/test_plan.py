@@ -69,6 +69,8 @@ def test_the_verdict_names_the_choice_or_what_comes_closest(plan: dict[str, Any]
     none = {**plan, "chosen": None, "max_forgetting": 0.001}
     assert "none of the 6 recipes forgets at most 0.1 points and reaches 76.0 % on new samples" in verdict(none)
     assert "closest: method.rank 4, plan.lr 0.001" in verdict(none)
+    assert "passes the tolerance between (plan.lr 0.0001) and (plan.lr 0.001): try settings between" in verdict(none)
+    assert "between" not in verdict({**none, "max_forgetting": -0.1})
     assert "none of the forecasts can be believed" in verdict({**none, "closest": None})
     assert plan_text(plan).endswith("Exact.\n")
 

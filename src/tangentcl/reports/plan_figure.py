@@ -32,7 +32,7 @@ def plan_figure(plan: Mapping[str, Any], title: str) -> str:
         canvas.text(x(tick), 362, f"{tick:g}", size=11, anchor="middle")
     canvas.line(66, 344, 566, 344, 0.6)
     canvas.line(x(limit), 24, x(limit), 344, 0.6, "4 3")
-    canvas.text(x(limit) + 5, 36, "tolerance", size=11)
+    canvas.text(x(limit) + 5, 338, "tolerance", size=11)
     canvas.text(316, 386, "forgetting (points of old accuracy)", anchor="middle")
     canvas.text(16, 184, "accuracy on new samples (%)", anchor="middle", turned=True)
     front = [plan["rows"][number] for number in plan["front"]]

@@ -95,7 +95,21 @@ def verdict(plan: Plain) -> str:
     if plan["closest"] is None:
         return f"{words}; none of the forecasts can be believed."
     row = rows[plan["closest"]]
-    return f"{words}.\nclosest: {_said(row)}\n{row['sentence']}"
+    return f"{words}.{_crossing(plan)}\nclosest: {_said(row)}\n{row['sentence']}"
+
+
+def _crossing(plan: Plain) -> str:
+    """Between which recipes the trade-off curve passes the tolerance, where it does."""
+    rows = [plan["rows"][number] for number in plan["front"]]
+    within = [row for row in rows if row["forgetting"] <= plan["max_forgetting"]]
+    beyond = rows[len(within) :]
+    if not within or not beyond:
+        return ""
+    names = varied(plan["rows"])
+    ends = [
+        ", ".join(f"{name} {_shown(row['settings'].get(name))}" for name in names) for row in (within[-1], beyond[0])
+    ]
+    return f"\nThe curve passes the tolerance between ({ends[0]}) and ({ends[1]}): try settings between them."
 
 
 def _refusal(row: Plain, names: Sequence[str]) -> str:
