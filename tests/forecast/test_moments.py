@@ -6,16 +6,21 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tangentcl.errors import DataError
+import tangentcl
+from tangentcl.data import ArrayTransform
+from tangentcl.errors import DataError, ModelError
 from tangentcl.forecast import SGD, AdamW, Dynamics, GradientDescent, GradientFlow, Ridge, forecast_linear
+from tangentcl.forecast.from_moments import forecast_from_moments
 from tangentcl.forecast.moment_forecast import MomentForecast, moment_forecast
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.forecast.problem import head_matrix, linear_problem
+from tangentcl.nn import extract_features
 
 Make = Callable[..., Any]  # of conftest.py
 BATCHES = [[0, 3, 5], [1, 2, 2], [6, 4, 0]] * 6
@@ -252,3 +257,50 @@ def test_a_head_without_bias_ignores_the_constant() -> None:
     change = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)).double()
     found = moment_forecast([_moments(features, labels)], change, head_matrix(head.weight, None))
     assert _relative(found.energy[0], (features @ change).square().sum(dim=0)) < 1e-12
+
+
+@pytest.mark.parametrize("logits", ["all", "current"])
+def test_a_method_is_forecast_from_what_its_first_task_left(logits: Any) -> None:
+    torch.manual_seed(0)
+    stream = tangentcl.class_incremental(tangentcl.load("digits"), n_tasks=5, train_per_class=20, test_per_class=5)
+    stream = stream.with_transforms(ArrayTransform(), ArrayTransform())
+    pixels = tangentcl.from_module(nn.Flatten(), lambda m, x: m(x.float() / 255), 64, name="pixels", modality="array")
+    method = tangentcl.Finetune(pixels, tune="head", logits=logits)
+    method.begin_task(stream[0])
+    moments = TaskMoments.empty(64, sketch="exact")
+    moments.add(*extract_features(pixels, stream[0].train))
+    method.begin_task(stream[1])
+    recipe = AdamW(lr=0.02, batches=BATCHES, weight_decay=0.0)
+    found = forecast_from_moments([moments], method, stream[1], recipe)
+    true = tangentcl.forecast_forgetting(method, stream[0].train, stream[1], recipe)
+    assert found.exact
+    assert found.seen == true.seen == 2
+    assert found.rms == pytest.approx(float(true.drift.square().mean().sqrt()), rel=1e-5)
+    if logits == "current":
+        assert float(found.mean_square[:2].sum()) == 0.0
+    with pytest.raises(ModelError, match="recipe minimises squared_error"):
+        forecast_from_moments([moments], method, stream[1], Ridge(strength=1.0))
+    with pytest.raises(DataError, match="moments of 12 features do not fit a head of 65 rows"):
+        forecast_from_moments([_moments(*_clusters(9, 1.0, seed=0))], method, stream[1], recipe)
+
+
+def test_random_views_of_the_new_samples_are_told() -> None:
+    stream = tangentcl.class_incremental(tangentcl.load("digits"), n_tasks=5, train_per_class=20, test_per_class=5)
+    stream = stream.with_transforms(Jitter(), ArrayTransform())
+    pixels = tangentcl.from_module(nn.Flatten(), lambda m, x: m(x.float() / 255), 64, name="pixels", modality="array")
+    moments = TaskMoments.empty(64, sketch="exact")
+    moments.add(*extract_features(pixels, stream[0].train_eval))
+    method = tangentcl.Finetune(pixels, tune="head")
+    for task in stream.tasks[:2]:
+        method.begin_task(task)
+    found = forecast_from_moments([moments], method, stream[1], SGD(lr=0.1, batches=BATCHES))
+    assert not found.exact
+    assert "random views" in found.notes[0]
+
+
+class Jitter(ArrayTransform):
+    """Adds noise where a generator is given."""
+
+    def __call__(self, raw: Any, rng: np.random.Generator | None) -> Any:
+        item = super().__call__(raw, rng)
+        return item if rng is None else item + float(rng.normal())

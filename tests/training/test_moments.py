@@ -73,6 +73,9 @@ def test_saved_moments_are_those_of_the_training_samples(tmp_path: Path) -> None
 
 def test_a_run_saves_every_task_and_learns_the_same(tmp_path: Path) -> None:
     results = []
+    stale = tmp_path / "moments" / "task-007.safetensors"
+    stale.parent.mkdir()
+    stale.write_text("of a longer run before")
     for watchers in ([], [MomentsWriter(tmp_path, k=4, layers_k=3)]):
         torch.manual_seed(3)
         results.append(run_stream(Finetune(network(), tune="full"), digits(), PLAN, watchers=watchers))

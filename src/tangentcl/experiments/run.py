@@ -42,6 +42,7 @@ from tangentcl.training import (
 from tangentcl.training.checkpoint import LearnerKeeper, remove_learners, save_learner
 from tangentcl.training.forecasting import StageForecast
 from tangentcl.training.loop import Emit
+from tangentcl.training.moments import MomentsWriter
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
     watchers: list[StageWatcher] = [LearnerKeeper(checkpoints)] if experiment.save == "tasks" else []
     if run.forecast is not None:
         watchers.append(_forecasting(run.forecast, ready, writer, emit))
+    watchers.append(MomentsWriter(run.folder))  # last: forecasts count the seconds until they look again
     try:
         result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers)
         if writer is not None:

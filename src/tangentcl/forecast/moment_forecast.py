@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tangentcl.errors import DataError
 from tangentcl.forecast.moments import TaskMoments
-from tangentcl.forecast.vulnerability import Vulnerability, eigenspaces
+from tangentcl.forecast.streamed_forecast import moment_vulnerability
+from tangentcl.forecast.vulnerability import Vulnerability
 
 ROUNDING = 1e-12  # of the sum of squares: what a sketch may leave out and still count as exact
 DRAWS = 4096  # samples per class of the Gaussian model; a standard error below 0.8 points
@@ -89,28 +90,13 @@ class MomentForecast:
 
     @cached_property
     def vulnerability(self) -> Vulnerability:
-        r"""Energy of the drift in the eigenspaces of the old kernel, found from the second moment.
+        """Energy of the drift in the eigenspaces of the old kernel, found from the second moment.
 
-        With :math:`\Phi_o^\top\Phi_o = V \mathrm{diag}(s) V^\top` the energy is :math:`s_e \|V_e^\top \delta\|^2`; for
-        sketches it is that of the matrix that stands for the second moment.
+        For sketches it is that of the matrix that stands for the second moment.
         """
         d = len(self.change) - (not self.bias)  # without a bias the constant is no feature of the kernel
         moment = sum((t.features.matrix()[:d, :d] for t in self.moments), torch.tensor(0.0))
-        values, vectors = torch.linalg.eigh(moment)
-        values, vectors = values.flip(0), vectors.flip(1)
-        rounding = max(int(self.n.sum()), len(values)) * torch.finfo(torch.float64).eps
-        kept = values > rounding * values[:1].clamp(min=0)
-        values, vectors = values[kept], vectors[:, kept]
-        space = eigenspaces(values, len(kept))
-        m = int(space[-1]) + 1 if len(space) else 0
-        counts = torch.bincount(space, minlength=m)
-        empty = torch.zeros(m, dtype=torch.float64)
-        return Vulnerability(
-            values=empty.index_add(0, space, values) / counts,
-            multiplicity=counts * self.change.shape[1],
-            energy=empty.index_add(0, space, values * (vectors.T @ self.change[:d]).square().sum(dim=1)),
-            outside=0.0,
-        )
+        return moment_vulnerability(moment, self.change[:d], int(self.n.sum()))
 
     def vulnerable_rank(self, share: float = 0.95) -> int:
         """Fewest eigenspaces of the old kernel that hold this share of the drift's energy."""
@@ -205,12 +191,12 @@ def moment_forecast(
             f"expected a head and its change of one shape for moments of one width, got {list(head.shape)}, "
             f"{list(change.shape)} and widths {sorted({task.features.d for task in moments})}"
         )
+    bias = len(change) == width
+    change, head = _with_bias(change, width), _with_bias(head, width)
     seen = head.shape[1] if seen is None else seen
     largest = max(label for task in moments for label in task.sums)
     if not largest < seen <= head.shape[1]:
         raise DataError(f"old classes go to {largest}; expected more than that and at most {head.shape[1]} as seen")
-    bias = len(change) == width
-    change, head = _with_bias(change, width), _with_bias(head, width)
     energy = torch.stack([task.features.energy(change) for task in moments])
     ends = [task.features.bounds(change) for task in moments]
     low, high = (torch.stack([pair[i] for pair in ends]) for i in (0, 1))

@@ -107,6 +107,8 @@ def _together(own: TaskMoments) -> TaskMoments:
 class MomentsWriter:
     """A `StageWatcher` that saves the moments of every task when it was learned, see `save_moments`.
 
+    What an earlier run left in the folder is removed first.
+
     Args:
         folder: of the record.
         sketch, k, layers_k: as for `save_moments`.
@@ -116,12 +118,17 @@ class MomentsWriter:
         self, folder: str | Path, *, sketch: str = "low_rank_diagonal", k: int = 64, layers_k: int = 32
     ) -> None:
         self.folder, self.sketch, self.k, self.layers_k = folder, sketch, k, layers_k
+        self._cleared = False
 
     def before(self, stage: Stage) -> None:
         """Nothing: the moments are of what the task leaves behind."""
 
     def after(self, stage: Stage) -> None:
         """Save them."""
+        if stage.runtime.is_main and not self._cleared:
+            for path in (Path(self.folder) / FOLDER).glob("task-*.safetensors"):
+                path.unlink()
+            self._cleared = True
         size = stage.plan.eval_batch_size
         save_moments(
             stage.method,
