@@ -57,10 +57,12 @@ def test_scatter_leaves_out_what_has_no_place(parse):
 
 
 def test_scatter_of_nothing_or_of_one_place_has_axes(parse):
-    for dots in ([], [Dot(0, 0, 0, "a"), Dot(0, 0, 1, "b")], [Dot(1, 1, 0, "a")]):
+    for place in (None, (0, 0), (32.8413, 32.8413), (0.1 + 1e-12, 0.1)):
         for log in (False, True):
-            root = parse(figures.scatter(dots, log=log, **SCATTER))
-            assert len(texts(root)) >= 1 + 4 + 2
+            root = parse(figures.scatter([] if place is None else [Dot(*place, 0, "a")], log=log, **SCATTER))
+            found = texts(root)
+            assert len(found) >= 1 + 4 + 2
+            assert all(len(t) < 6 for t in found)
 
 
 def test_a_row_per_class_with_its_three_marks(parse):

@@ -32,6 +32,13 @@ def test_a_page_of_one_run(checked, forecast, refused, tmp_path):
             assert f"{row['margin_predicted']:+.3g}" in text
 
 
+def test_a_single_forecast_has_no_curve_over_tasks(checked, forecast, tmp_path):
+    text = checked(write_forecast_report("x", [forecast(2)], tmp_path / "f.html"))
+    # one panel of margins, of sizes and of classes, two energy plots
+    assert text.count('role="img"') == 5
+    assert "A forecast took 0.25 s, 5 % of the 5 s" in text
+
+
 def test_forecasts_come_in_the_order_of_tasks(checked, forecast, tmp_path):
     text = checked(write_forecast_report("x", [forecast(3), forecast(1)], tmp_path / "f.html"))
     found = [int(t) for t in re.findall(r'<tr><th scope="row">(\d): class', text)]
@@ -110,6 +117,7 @@ def test_a_method_with_nothing_but_refusals_comes_last_and_closed(checked, tmp_p
     found = [write(tmp_path, method, 0, n_tasks=4) for method in ("ncm", "finetune")]
     save(found[0], refused(1))
     save(found[1], forecast(1))
+    save(found[1], forecast(2))
     text = checked(write_report(found, tmp_path / "r.html"))
     first, second = (m.start() for m in re.finditer('<details class="method"', text))
     assert text[first:second].startswith('<details class="method" open>\n<summary>finetune</summary>')

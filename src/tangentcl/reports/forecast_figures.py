@@ -80,7 +80,9 @@ def _equal_ticks(values: Sequence[float], log: bool) -> list[float]:
     """Ticks from at most the smallest to at least the largest value; powers of ten on logarithmic axes."""
     low, high = min(values, default=0.0), max(values, default=0.0)
     if not log:
-        return ticks(low, high, 4) if high > low else [low - 1, low, low + 1]
+        apart = high - low > 1e-6 * max(abs(low), abs(high))
+        around = 0.0 if apart else abs(low) / 2 or 1.0
+        return ticks(low - around, high + around, 4)
     first, last = math.floor(low), math.ceil(high)
     every = math.ceil(max(last - first, 1) / 6)
     return [float(first + i * every) for i in range(math.ceil(max(last - first, 1) / every) + 1)]

@@ -82,8 +82,9 @@ def _heading(f: TaskForecast) -> str:
 
 
 def _calibration(name: str, made: Sequence[TaskForecast], title: str) -> Markup | None:
+    """Old accuracy over tasks; None for a single task, whose numbers are in the table."""
     known = [f for f in made if value(f, "accuracy", "predicted") is not None]
-    if not known:
+    if len(known) < 2:
         return None
     columns = {
         key: np.array([np.nan if (v := value(f, "accuracy", key)) is None else v for f in known])
@@ -208,7 +209,7 @@ def _at_risk(f: TaskForecast) -> list[tuple[str, str, str, str, str]]:
 
 
 def _forgetting(name: str, methods: Sequence[Forecasts]) -> Markup | None:
-    """Predicted and real forgetting in percentage points: a point per method, task and seed."""
+    """Predicted and real forgetting in percentage points, a point per method, task and seed; None for a single one."""
     dots = [
         Dot(100 * a, 100 * b, m.slot, f"{m.label}, task {f.task + 1}, seed {run.seed}")
         for m in methods
@@ -216,7 +217,7 @@ def _forgetting(name: str, methods: Sequence[Forecasts]) -> Markup | None:
         for f in run.made
         if (a := forgotten(f, "predicted")) is not None and (b := forgotten(f, "real")) is not None
     ]
-    if not dots:
+    if len(dots) < 2:
         return None
     apart = max(dots, key=lambda d: abs(d.x - d.y))
     svg = figures.scatter(
@@ -233,7 +234,7 @@ def _forgetting(name: str, methods: Sequence[Forecasts]) -> Markup | None:
 
 
 def _gap(name: str, methods: Sequence[Forecasts]) -> Markup | None:
-    """Relative error of each forecast against the gap that trust is measured by; None where nothing was measured."""
+    """Relative error of each forecast against the gap that trust is measured by; None for fewer than two."""
     dots = [
         Dot(gap, error, m.slot, f"{m.label}, task {f.task + 1}, seed {run.seed}: trust {trust_level(f)}")
         for m in methods
@@ -241,7 +242,7 @@ def _gap(name: str, methods: Sequence[Forecasts]) -> Markup | None:
         for f in run.made
         if (gap := value(f, "trust", "gap")) and (error := value(f, "quality", "relative_error"))
     ]
-    if not dots:
+    if len(dots) < 2:
         return None
     svg = figures.scatter(
         dots,

@@ -158,10 +158,9 @@ def overview(runs: Sequence[Run]) -> list[str]:
     pairs = [(a, b) for a, b in costs if a is not None and b]
     if pairs:
         spent, trained = (float(np.mean(part)) for part in zip(*pairs))
-        sentences.append(
-            f"A forecast took {duration(spent)} on average, {_times(spent / trained)} the {duration(trained)} of the "
-            "training that it foresees."
-        )
+        on_average = " on average" if len(pairs) > 1 else ""
+        text = f"A forecast took {duration(spent)}{on_average}, {_times(spent / trained)} the {duration(trained)}"
+        sentences.append(f"{text} of the training that it foresees.")
     waiting = spans(f.task + 1 for _, f in made if value(f, "accuracy", "real") is None)
     if waiting:
         sentences.append(f"What became of task {waiting} is not known: {NOT_TRAINED}.")
