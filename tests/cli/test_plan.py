@@ -78,13 +78,22 @@ def test_settings_of_the_method_get_learners_of_their_own(here: Path, answer: An
     assert first["old_after"] < second["old_after"]  # old rows of the head stand still
 
 
-def test_a_run_lends_its_learner(here: Path, answer: Answer) -> None:
-    assert answer("run", "small.toml", "--no-report", *FIXED)[0] == 0
+def test_any_other_setting_can_be_varied(here: Path, answer: Answer) -> None:
+    _, found = planned(answer, "--lr", "0.02", "--epochs", "3", "--vary", "plan.batch_size=4,8", "plan.optimizer=sgd")
+    settings = [(row["settings"]["plan.batch_size"], row["settings"]["plan.optimizer"]) for row in found["rows"]]
+    assert settings == [(4, "sgd"), (8, "sgd")]
+    assert found["rows"][0]["new_after"] != found["rows"][1]["new_after"]
+
+
+@pytest.mark.parametrize("save", ["tasks", "true"])
+def test_a_run_lends_its_learner(here: Path, answer: Answer, save: str) -> None:
+    assert answer("run", "small.toml", "--no-report", *FIXED, f"save={save}")[0] == 0
     run = "runs/small/head-all/seed-0"
     code, out, err = answer(
         "plan", run, "--task", "1", "--lr", "0.02", "--epochs", "3", "--json", "--max-forgetting", "1"
     )
     assert code == 0
+    assert ("training task 0" in err) == (save == "true")  # then the learner before the task was not stored
     from_run = json.loads(out)["rows"][0]
     _, found = planned(answer, "--lr", "0.02", "--epochs", "3")
     for key in ("old_now", "old_after", "new_after"):
@@ -102,6 +111,8 @@ def test_a_run_lends_its_learner(here: Path, answer: Answer) -> None:
         (["--task", "1", "--max-forgetting", "3"], "share of old samples from 0 to 1, got 3.0"),
         (["--task", "1", "--set", "stream.kind=task_incremental"], "task-incremental"),
         (["--task", "1", "--method", "ncm"], "train"),
+        (["--task", "1", "--vary", "stream.n_tasks=2,3"], "--vary expects plan.KEY=V,V or method.KEY=V,V"),
+        (["--task", "1", "--vary", "plan.batch_sise=2"], "Did you mean 'batch_size'?"),
         (["--task", "1", "--optimizer", "adam"], "plan.optimizer is 'adam'"),
     ],
 )

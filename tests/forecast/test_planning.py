@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangentcl.data import Samples, TaskStream
-from tangentcl.errors import ConfigError, DataError
+from tangentcl.errors import ConfigError, DataError, ModelError
 from tangentcl.forecast import SGD, GradientDescent, Ridge
 from tangentcl.forecast.planning import Candidate, plan_training
 from tangentcl.forecast.training_choice import Prospect, TrainingChoice, joined_choice
@@ -174,6 +174,24 @@ def test_a_model_is_made_once_for_all_its_recipes(learner: tuple[nn.Linear, dict
     candidates = [Candidate({"k": k}, Ridge(strength=k), make) for k in (1.0, 10.0)]
     plan_training(candidates, data["old"], data["new"], data["test"], seen=3)
     assert made == [1]
+
+
+def test_a_model_that_cannot_be_forecast_does_not_stop_the_others(
+    learner: tuple[nn.Linear, dict[str, tuple[Tensor, Tensor]]],
+) -> None:
+    head, data = learner
+    random = nn.Sequential(nn.Linear(8, 5).double(), _Noise())
+    bad, good = (Candidate({"model": i}, Ridge(strength=5.0), m) for i, m in enumerate((random, head)))
+    choice = plan_training([bad, good], data["old"], data["new"], data["test"], seen=3)
+    assert [r.trust for r in choice.rows] == ["refused", "exact"]
+    assert choice.rows[0].sentence
+    with pytest.raises(ModelError):
+        plan_training([bad], data["old"], data["new"], data["test"], seen=3)
+
+
+class _Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
 
 
 def test_refusals(learner: tuple[nn.Linear, dict[str, tuple[Tensor, Tensor]]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tangentcl.data import TaskStream
 from tangentcl.errors import DataError
 from tangentcl.forecast import SGD, AdamW, Dynamics, Forecast, GradientDescent, GradientFlow, Ridge, forecast_linear
 from tangentcl.forecast.feature_blocks import ArrayBlocks, SampleBlocks
+from tangentcl.forecast.protected_ridge import ProtectedRidge
 from tangentcl.forecast.reduced import reduced_problem
 from tangentcl.forecast.streamed import forecast_streamed
 from tangentcl.forecast.streamed_forecast import StreamedForecast
@@ -33,6 +35,7 @@ SUMS: dict[str, Dynamics] = {
     "flow, no end, decay": GradientFlow(weight_decay=0.1),
     "ridge": Ridge(strength=0.7),
     "ridge at zero": Ridge(strength=0.7, centre="zero"),
+    "protected ridge": ProtectedRidge(moment=torch.diag(torch.arange(1.0, 9.0)), protection=2.0, strength=0.1),
 }
 SAMPLES: dict[str, Dynamics] = {
     "cross-entropy": GradientDescent(lr=0.2, steps=5),
@@ -98,11 +101,14 @@ def assert_same(streamed: StreamedForecast, whole: Forecast, rtol: float = 1e-12
 def test_streamed_sums_give_the_forecast_in_memory(
     name: str, n_new: int, bias: bool, columns: list[int] | None
 ) -> None:
+    dynamics = SUMS[name]
+    if isinstance(dynamics, ProtectedRidge) and not bias:
+        dynamics = replace(dynamics, moment=dynamics.moment[:D, :D])
     given = case(n_new, bias, first=0 if columns is None else OLD)
     streamed = forecast_streamed(
-        blocks(given["old"], 6), given["head"], blocks(given["new"], 4), SUMS[name], columns=columns, seen=OLD
+        blocks(given["old"], 6), given["head"], blocks(given["new"], 4), dynamics, columns=columns, seen=OLD
     )
-    assert_same(streamed, in_memory(given, SUMS[name], columns), rtol=1e-10)
+    assert_same(streamed, in_memory(given, dynamics, columns), rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tangentcl.errors import ConfigError
+
 ABOUT = """Which recipe learns the next task and forgets no more than allowed? Recipes are forecast, not trained.
 
   tangentcl plan EXPERIMENT.toml --task 3 --max-forgetting 0.02
@@ -32,7 +34,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("source", type=Path, metavar="EXPERIMENT", help="experiment file, or the folder of a run")
     parser.add_argument("--task", type=int, required=True, metavar="T", help="the task to be learned, counted from 0")
-    parser.add_argument("--method", metavar="LABEL", help="method of the file (default: the first that trains)")
+    parser.add_argument("--method", metavar="LABEL", help="method of the file (default: the first finetune)")
     parser.add_argument("--max-forgetting", type=float, default=0.02, metavar="X", help="share of old samples (0.02)")
     parser.add_argument(
         "--min-learned",
@@ -45,6 +47,14 @@ def add_parser(commands: Any) -> None:
     for name, kind in {**PLAN, **METHOD}.items():
         shown = "A,B" if name == "targets" else "X"
         grid.add_argument(f"--{name}", type=kind, nargs="+", metavar=shown, help=_help(name))
+    grid.add_argument(
+        "--vary",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TABLE.KEY=V,V",
+        help="values of any other setting, e.g. plan.batch_size=16,64 method.alpha=8,16",
+    )
     parser.add_argument(
         "--set",
         dest="settings",
@@ -75,12 +85,37 @@ def _help(name: str) -> str:
 
 
 def varied(options: argparse.Namespace) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """What the options vary: settings of the plan and of the method, by their names in an experiment file."""
-    plan = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in PLAN}
-    method = {name: getattr(options, name) for name in METHOD}
-    if method["targets"] is not None:
-        method["targets"] = [value.split(",") for value in method["targets"]]
-    return ({k: v for k, v in plan.items() if v is not None}, {k: v for k, v in method.items() if v is not None})
+    """What the options vary: settings of the plan and of the method, by their names in an experiment file.
+
+    Raises:
+        ConfigError: a --vary of something else.
+    """
+    found: dict[str, dict[str, list[Any]]] = {"plan": {}, "method": {}}
+    for table, names in (("plan", PLAN), ("method", METHOD)):
+        for name in (name.replace("-", "_") for name in names):
+            if (values := getattr(options, name)) is not None:
+                found[table][name] = [v.split(",") for v in values] if name == "targets" else values
+    for setting in options.vary:
+        key, equals, text = setting.partition("=")
+        table, _, name = key.partition(".")
+        if not equals or not name or table not in found:
+            raise ConfigError(f"--vary expects plan.KEY=V,V or method.KEY=V,V, got {setting!r}")
+        found[table][name] = [toml_value(value) for value in text.split(",")]
+    return found["plan"], found["method"]
+
+
+def toml_value(text: str) -> Any:
+    """A value as an experiment file has it; what is no TOML is text.
+
+    >>> toml_value("1e-3"), toml_value("sgd")
+    (0.001, 'sgd')
+    """
+    from tangentcl.experiments.config import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def run(options: argparse.Namespace) -> int:

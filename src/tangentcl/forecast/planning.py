@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentcl.data import Samples, Task
-from tangentcl.errors import ConfigError, DataError
+from tangentcl.errors import ConfigError, DataError, ModelError
 from tangentcl.forecast.dynamics import Dynamics
 from tangentcl.forecast.forecast import Forecast
 from tangentcl.forecast.forgetting import Prepared, prepare_forecast
@@ -58,8 +58,8 @@ def plan_training(
 ) -> TrainingChoice:
     """Forecast every candidate and choose the one that learns most and forgets no more than allowed.
 
-    A model is prepared once (features, or Jacobians) for all recipes that share it. A recipe that would diverge is
-    kept as a row that says so. A forecast of low trust is shown and never chosen.
+    A model is prepared once (features, or Jacobians) for all recipes that share it. A recipe that would diverge, or
+    whose model cannot be forecast, is kept as a row that says so. A forecast of low trust is shown and never chosen.
 
     Args:
         candidates: recipes, see `Candidate`.
@@ -74,7 +74,7 @@ def plan_training(
 
     Raises:
         ConfigError: no candidate, or demands that make no sense. DataError: samples without labels.
-        ModelError: a model that cannot be forecast at all.
+        ModelError: no model can be forecast.
 
     >>> from tangentcl.forecast import Ridge
     >>> head = nn.Linear(2, 2)
@@ -96,15 +96,27 @@ def plan_training(
     for number, candidate in enumerate(candidates):
         groups.setdefault((id(candidate.model), candidate.columns), []).append(number)
     rows: dict[int, Prospect] = {}
+    unknown: list[ModelError] = []
     for (_, columns), members in groups.items():
         model = _made(candidates[members[0]].model)
-        prepared = prepare_forecast(
-            model, both, new, outputs=outputs, columns=columns, seen=seen, modes=0, batch_size=batch_size
-        )
-        for number in members:
-            rows[number] = _prospect(candidates[number], prepared, labels, n_old)
-            observe(number, rows[number])
+        try:
+            prepared = prepare_forecast(
+                model, both, new, outputs=outputs, columns=columns, seen=seen, modes=0, batch_size=batch_size
+            )
+            for number in members:
+                rows[number] = _prospect(candidates[number], prepared, labels, n_old)
+                observe(number, rows[number])
+        except ModelError as error:
+            unknown.append(error)
+            rows |= {number: _refused(candidates[number], error) for number in members}
+    if len(unknown) == len(groups):
+        raise unknown[0]
     return TrainingChoice(tuple(rows[i] for i in range(len(candidates))), max_forgetting, min_learned)
+
+
+def _refused(candidate: Candidate, error: Exception) -> Prospect:
+    unknown = math.nan
+    return Prospect(candidate.settings, unknown, unknown, unknown, "refused", str(error), candidate.training_samples)
 
 
 def _prospect(candidate: Candidate, prepared: Prepared, labels: Tensor, n_old: int) -> Prospect:
@@ -112,9 +124,7 @@ def _prospect(candidate: Candidate, prepared: Prepared, labels: Tensor, n_old: i
     try:
         forecast = prepared.forecast(candidate.dynamics)
     except ConfigError as error:
-        return Prospect(
-            candidate.settings, math.nan, math.nan, math.nan, "refused", str(error), candidate.training_samples
-        )
+        return _refused(candidate, error)
     positions = torch.arange(len(labels))
     now, after = forecast.subset(positions[:n_old]).accuracy(labels[:n_old])
     predicted = forecast.subset(positions[n_old:]).after.argmax(dim=1).cpu()

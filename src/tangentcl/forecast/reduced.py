@@ -14,6 +14,7 @@ from tangentcl.forecast.feature_blocks import FeatureBlocks, Source, checked, ow
 from tangentcl.forecast.gradient_descent import GradientDescent
 from tangentcl.forecast.problem import LinearProblem, linear_problem
 from tangentcl.forecast.processes import joined, rank_and_world, summed
+from tangentcl.forecast.protected_ridge import ProtectedRidge
 from tangentcl.nn import GrowingLinear
 
 Columns = list[int] | None
@@ -27,7 +28,7 @@ def sums_suffice(dynamics: Dynamics) -> bool:
     >>> sums_suffice(Ridge(strength=1.0)), sums_suffice(GradientDescent(lr=0.1, steps=2))
     (True, False)
     """
-    whole = isinstance(dynamics, (Ridge, GradientFlow, GradientDescent))
+    whole = isinstance(dynamics, (Ridge, ProtectedRidge, GradientFlow, GradientDescent))
     return whole and dynamics.loss == "squared_error"
 
 
