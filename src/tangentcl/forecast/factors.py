@@ -16,7 +16,7 @@ from tangentcl.forecast.sites import Site, Values
 from tangentcl.kernels.batch import n_samples, samples
 from tangentcl.kernels.network import Network
 
-TOKENS = 16  # products kept per sample and layer; a longer sum over tokens is compressed to as many
+TOKENS = 32  # products kept per sample and layer; a longer sum over tokens is compressed to as many
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Prepared:
         self._settled: dict[str, Sequence[int] | None] = {}  # loss of a recipe -> outputs in it
         self._old: Tensor | None = None  # features
         self._new: Tensor | None = None
-        self._local: dict[tuple[str, str], LocalForecaster] = {}
+        self._local: dict[str, LocalForecaster] = {}
         self.form = self._form(form)
 
     def forecast(self, dynamics: Dynamics, *, refine: float = 0.0) -> Forecast:
@@ -67,9 +67,18 @@ class Prepared:
         if self.form == "exact":
             found = self._exactly(dynamics, columns)
         else:
-            local = self._localised(dynamics, columns)
-            found = local.forecast(dynamics, refine=refine)
+            found = self._localised(dynamics.loss, columns).forecast(dynamics, refine=refine)
         return replace(found, cost=Cost(time.perf_counter() - began, found.cost.forward_passes))
+
+    def look(self, loss: str = "cross_entropy") -> Prepared:
+        """Do now what all recipes with this loss share, instead of at the first forecast; returns itself."""
+        columns = self.columns(loss)
+        if self.form == "exact":
+            self._problem(columns)
+            self._old_features()
+        else:
+            self._localised(loss, columns).look()
+        return self
 
     def columns(self, loss: str) -> Sequence[int] | None:
         """Outputs in a loss; None = all. Where none were named, the model is asked."""
@@ -122,22 +131,24 @@ class Prepared:
         s = self._setting
         assert s.head is not None
         problem = self._problem(columns)
-        if self._old is None:
-            self._old = s.features(s.old)
         found = linear_forecast(
-            self._old, s.head, problem, dynamics, seen=s.seen, labels_old=s.old.labels, notes=s.notes
+            self._old_features(), s.head, problem, dynamics, seen=s.seen, labels_old=s.old.labels, notes=s.notes
         )
         return replace(found, cost=Cost(forward_passes=len(s.new) + len(s.old)))
 
-    def _localised(self, dynamics: Dynamics, columns: Sequence[int] | None) -> LocalForecaster:
-        key = (self.form, dynamics.loss)
-        if key not in self._local:
+    def _old_features(self) -> Tensor:
+        if self._old is None:
+            self._old = self._setting.features(self._setting.old)
+        return self._old
+
+    def _localised(self, loss: str, columns: Sequence[int] | None) -> LocalForecaster:
+        if loss not in self._local:
             s = self._setting
             assert s.new.labels is not None
             chosen = check_columns(columns, s.n_outputs)
             targets = check_targets(s.new.labels, chosen, len(s.new))
-            self._local[key] = LocalForecaster(s, chosen, targets, dynamics.loss, first_order=self.form == "ntk")
-        return self._local[key]
+            self._local[loss] = LocalForecaster(s, chosen, targets, loss, first_order=self.form == "ntk")
+        return self._local[loss]
 
 
 Candidates = Sequence[Sequence[int] | None]

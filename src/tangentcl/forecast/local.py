@@ -21,8 +21,8 @@ Outputs = Callable[[Tensor, Values], Tensor]  # samples, parameters -> outputs [
 def saturated(h: Tensor, change: Tensor) -> Tensor:
     r"""Features moved by a change that cannot outgrow them: :math:`h + \Delta / \sqrt{1 + \|\Delta\|^2/\|h\|^2}`.
 
-    Equal to :math:`h + \Delta` to first order. In nearly every pre-trained network features come out of a normalisation,
-    so the first order overshoots where it is large.
+    Equal to :math:`h + \Delta` to first order. In nearly every pre-trained network the features come out of a
+    normalisation, and the first order overshoots where it is large.
 
     Shapes: [n, d], [n, d] -> [n, d].
 

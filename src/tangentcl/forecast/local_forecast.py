@@ -11,7 +11,7 @@ from torch import Tensor
 from tangentcl.errors import ConfigError
 from tangentcl.forecast.directions import feature_directions, output_directions
 from tangentcl.forecast.dynamics import Dynamics
-from tangentcl.forecast.factors import derivatives
+from tangentcl.forecast.factors import TOKENS, derivatives
 from tangentcl.forecast.forecast import Cost, Forecast
 from tangentcl.forecast.inputs import Inputs
 from tangentcl.forecast.local import Course, Head, Local, Objective, follow
@@ -107,6 +107,10 @@ class LocalForecaster:
         """Values of what trains at the end of the recipe, by name, as the local model has them."""
         return self._follow(self._here(), dynamics, None).values
 
+    def look(self) -> None:
+        """Find what forecasts of all recipes share."""
+        self._here()
+
     def _here(self) -> Around:
         if self._around is None:
             self._around = self._look(self.setting.network.values)
@@ -156,7 +160,7 @@ class LocalForecaster:
         for site in sites:
             shapes = [values[name].shape for name in site.names]
             d_in, d_out = (shapes[0][1], shapes[-1][0]) if isinstance(site, LoRASite) else (shapes[0][-1], shapes[0][0])
-            numbers += n * 16 * (d_in + k * d_out)
+            numbers += n * TOKENS * (d_in + k * d_out)
         for dtype in (self._dtype(), torch.bfloat16):
             if numbers * dtype.itemsize <= s.memory:
                 return dtype
