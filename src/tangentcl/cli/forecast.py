@@ -22,6 +22,9 @@ ABOUT = """What training on new samples will do to the answers on old ones, befo
                                                             a transformers classifier, or a peft adapter"""
 
 
+NEEDED = {"replay": "task", "tune": "model", "class_names": "model", "text_column": "old", "label_column": "old"}
+
+
 def add_parser(commands: Any) -> None:
     """The options of ``tangentcl forecast``."""
     parser = commands.add_parser(
@@ -35,6 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--replay", action="store_true", help="with --task: train the tasks before T again where they were not stored"
     )
+    parser.add_argument("--samples", type=int, metavar="N", help="most old samples to forecast (default: 2000)")
     files = parser.add_argument_group("files")
     files.add_argument("--old", type=Path, metavar="FILE", help="labelled samples whose answers are forecast")
     files.add_argument("--new", type=Path, metavar="FILE", help="labelled samples that will be trained on")
@@ -42,6 +46,9 @@ def add_parser(commands: Any) -> None:
     files.add_argument("--label-column", metavar="NAME", help="column of the labels (default: by the usual names)")
     files.add_argument("--model", type=Path, metavar="FOLDER", help="local transformers classifier or peft adapter")
     files.add_argument("--tune", choices=("full", "head"), help="what of --model trains (default: all, or its adapter)")
+    files.add_argument(
+        "--class-names", nargs="+", metavar="NAME", help="of --model's outputs, where its folder has none"
+    )
     recipe = parser.add_argument_group("recipe (default: the run's)")
     for name, kind in (("lr", float), ("epochs", int), ("batch-size", int), ("weight-decay", float), ("seed", int)):
         recipe.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X")
@@ -71,7 +78,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         made = from_model(options) if options.model is not None else from_run(options)
     if made.forecast.summary["status"] == "refused":
-        raise ModelError(f"{made.title}: no forecast: {made.forecast.summary['reason']}")
+        hint = " Less to compute: --tune head, an adapter, or fewer new samples." if options.model is not None else ""
+        raise ModelError(f"{made.title}: no forecast: {made.forecast.summary['reason']}{hint}")
     written = _write(made, options)
     if options.json:
         print(
@@ -112,7 +120,7 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError(f"{missing} is missing: a forecast needs old samples and new ones, --old FILE --new FILE")
     elif (options.record is None) == (options.model is None):
         raise ConfigError("give the model once: either the folder of a RUN or --model FOLDER")
-    for option, needed in (("replay", "task"), ("tune", "model"), ("text_column", "old"), ("label_column", "old")):
+    for option, needed in NEEDED.items():
         if getattr(options, option) and getattr(options, needed) is None:
             raise ConfigError(f"--{option.replace('_', '-')} goes with --{needed} only")
     if options.model is not None and options.lr is None and not any(s.startswith("plan.lr=") for s in options.settings):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -16,14 +16,15 @@ from tangentcl.data import Samples, Task, Transform
 from tangentcl.data.columns import Columns
 from tangentcl.data.labelled_file import LabelledFile, read_labelled
 from tangentcl.errors import ConfigError, DataError, ModelError, RecordError
+from tangentcl.experiments.build import build_forecast
 from tangentcl.experiments.forecast_summary import task_forecast
 from tangentcl.experiments.progress import RunProgress
 from tangentcl.experiments.rebuild import RebuiltRun, rebuild
 from tangentcl.methods import Method
 from tangentcl.methods.sequence_classifier import SequenceClassifier
-from tangentcl.nn.hf_classifier import load_classifier
+from tangentcl.nn.hf_classifier import HFClassifier, load_classifier
 from tangentcl.records import Record, TaskForecast
-from tangentcl.training import Runtime, Stage, TrainingPlan, forecast_stage
+from tangentcl.training import ForecastOptions, Runtime, Stage, TrainingPlan, forecast_stage
 from tangentcl.training.stage import begin
 
 
@@ -58,7 +59,7 @@ def of_task(options: argparse.Namespace) -> Made:
     plan = changed_plan(options, known)
     title = f"{_name(record)}: before task {options.task}"
     stored = next((found for found in record.forecasts if found.task == options.task), None)
-    if stored is not None and plan == known:
+    if stored is not None and plan == known and options.samples is None:
         return Made(f"{title} ({stored.name})", stored, stored.summary, {}, ("read from the record",))
     made = rebuild(record)
     task, past = made.stream[options.task], made.stream.tasks[: options.task]
@@ -68,7 +69,13 @@ def of_task(options: argparse.Namespace) -> Made:
     else:
         made.restore(options.task)
     forecast = _forecast(
-        made.method, past, task, plan, made.stream.class_names, per_task=made.stream.scenario == "task"
+        made.method,
+        past,
+        task,
+        plan,
+        made.stream.class_names,
+        limits=_limits(options, record.config.get("forecast")),
+        per_task=made.stream.scenario == "task",
     )
     note = "from a learner that was trained again" if options.replay else "from the learner in the record"
     shown, doubts = with_truth(forecast.summary, record) if plan == known else (forecast.summary, ())
@@ -91,7 +98,7 @@ def from_run(options: argparse.Namespace) -> Made:
     transforms = (made.stream[0].train.transform, made.stream[0].test.transform)
     past, task, names = _tasks(old, new, made.stream.class_names, len(made.stream), transforms)
     title = f"{_name(record)}: old {old.path.name}, new {new.path.name}"
-    found = _forecast(made.method, [past], task, plan, names)
+    found = _of_files(_forecast(made.method, [past], task, plan, names, limits=_limits(options)), old)
     return Made(title, found, found.summary, _texts([past.test]), _new_rows(names, task))
 
 
@@ -104,13 +111,18 @@ def from_model(options: argparse.Namespace) -> Made:
     plan = changed_plan(options, TrainingPlan())
     old, new = _files(options)
     _check_modality(old, new, "text", "a sequence classifier")
-    classifier = load_classifier(options.model)
+    classifier = _named(load_classifier(options.model), options.class_names)
     method = SequenceClassifier(classifier, tune=options.tune)
     transforms = (classifier.transform, classifier.transform)
+    if not set(old.classes) & set(classifier.class_names) and classifier.class_names[0] == "0":
+        raise DataError(
+            f"{old.path} has labels like {old.classes[0]!r}, but {options.model} names none of its "
+            f"{len(classifier.class_names)} outputs. Name them in order: --class-names NAME NAME ..."
+        )
     past, task, names = _tasks(old, new, classifier.class_names, 1, transforms)
     what = {"full": "all parameters train", "head": "its last layer trains", "adapter": "its adapter trains"}
     title = f"{options.model} ({what[method.tune]}): old {old.path.name}, new {new.path.name}"
-    found = _forecast(method, [past], task, plan, names)
+    found = _of_files(_forecast(method, [past], task, plan, names, limits=_limits(options)), old)
     return Made(title, found, found.summary, _texts([past.test]), _new_rows(names, task))
 
 
@@ -121,6 +133,7 @@ def _forecast(
     plan: TrainingPlan,
     class_names: Sequence[str],
     *,
+    limits: ForecastOptions,
     per_task: bool = False,
 ) -> TaskForecast:
     """What training ``method`` on ``task`` will do to the test samples of ``past``, in the form of records."""
@@ -131,7 +144,21 @@ def _forecast(
     if samples is None:
         raise ModelError(f"{type(method).__name__} learns nothing at task {task.index}, so nothing is forgotten there.")
     stage = Stage(method, task, samples, plan, runtime)
-    return task_forecast(forecast_stage(stage, past, per_task=per_task), class_names)
+    return task_forecast(forecast_stage(stage, past, limits, per_task=per_task), class_names)
+
+
+def _limits(options: argparse.Namespace, table: Any = None) -> ForecastOptions:
+    """How many samples, by the option or the run's own table [forecast]."""
+    limits = build_forecast(dict(table)) if isinstance(table, Mapping) else None
+    if options.samples is not None:
+        return build_forecast({"samples": options.samples}) or ForecastOptions()
+    return limits or ForecastOptions()
+
+
+def _of_files(forecast: TaskForecast, old: LabelledFile) -> TaskForecast:
+    """With a note that says which samples they are."""
+    note = str(forecast.summary.get("samples_note", "")).replace("test samples of past tasks", f"samples of {old.path}")
+    return replace(forecast, summary={**forecast.summary, "samples_note": note})
 
 
 def _name(record: Record) -> str:
@@ -157,6 +184,20 @@ def _replay(made: RebuiltRun, n_tasks: int, progress: RunProgress) -> None:
     began = time.perf_counter()
     made.replay(n_tasks, emit)
     emit("run_finished", {"seconds": time.perf_counter() - began})
+
+
+def _named(classifier: HFClassifier, names: Sequence[str] | None) -> HFClassifier:
+    """The classifier with the names of its outputs that the user gives.
+
+    Raises:
+        ConfigError: more or fewer names than outputs, or one name twice.
+    """
+    if names is None:
+        return classifier
+    n_outputs = len(classifier.class_names)
+    if len(names) != n_outputs or len(set(names)) != n_outputs:
+        raise ConfigError(f"--class-names needs {n_outputs} different names, in the order of the outputs; got {names}")
+    return replace(classifier, class_names=tuple(names))
 
 
 def _files(options: argparse.Namespace) -> tuple[LabelledFile, LabelledFile]:

@@ -35,10 +35,11 @@ def recipe_text(recipe: Summary) -> str:
     """
     first = [str(recipe["optimizer"])] if "optimizer" in recipe else []
     first += [f"{recipe['steps']} steps"] if recipe.get("steps") is not None else []
+    left_out = (None, False, "", "fp32")
     rest = [
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in recipe.items()
-        if key not in ("optimizer", "steps") and value not in (None, False, "") and not isinstance(value, (list, dict))
+        if key not in ("optimizer", "steps") and isinstance(value, (str, int, float)) and value not in left_out
     ]
     return ", ".join([*first, *rest])
 
@@ -108,12 +109,11 @@ def _modes(modes: Summary | None, texts: Mapping[str, str]) -> str:
     of = f"{modes['n_spaces']} eigenspaces of the kernel of {modes['n_samples']} samples"
     lines = _wrapped(f"vulnerable modes: {ranks} of the drift; there are {of}")
     for number, mode in enumerate(modes.get("top") or [], start=1):
-        classes = ", ".join(f"{_short(str(c['name']), 24)} ({_percent(c['share'], 0)})" for c in mode["classes"][:3])
-        where = f"eigenvalue {mode['eigenvalue']:.3g}: {classes}"
-        lines += _wrapped(f"  {number}. {_percent(mode['share'])} of the drift, {where}", "     ")
-        samples = [_short(texts.get(str(s["id"]), str(s["id"])), 28) for s in mode["samples"][:3]]
-        if samples:
-            lines.append(f"     samples: {'; '.join(samples)}")
+        lines.append(f"  {number}. {_percent(mode['share'])} of the drift, eigenvalue {mode['eigenvalue']:.3g}")
+        classes = ", ".join(f"{_short(str(c['name']), 18)} ({_percent(c['share'], 0)})" for c in mode["classes"][:3])
+        lines.append(f"     classes: {classes}")
+        samples = [_short(texts.get(str(s["id"]), str(s["id"])), 26) for s in mode["samples"][:3]]
+        lines.append(f"     samples: {'; '.join(samples)}")
     return "\n".join(lines)
 
 

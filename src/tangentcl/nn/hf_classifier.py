@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,8 @@ def load_classifier(folder: str | Path) -> HFClassifier:
     base = _base_of(folder) if (folder / ADAPTER).is_file() else folder
     adapter = base is not folder
     try:
-        with quietly():
+        with quietly(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of what peft calls in transformers
             rows = _adapter_rows(folder) if adapter else None
             config = _config(folder, base, rows)
             model = _model(base, config, fresh_head=rows is not None)
