@@ -103,6 +103,35 @@ def test_one_seed_needs_no_list_and_the_command_line_wins(tmp_path: Path) -> Non
     assert load_experiment(_file(tmp_path), seeds=[7]).seeds == (7,)
 
 
+@pytest.mark.parametrize(
+    ("table", "settings", "expected"),
+    [
+        (None, [], None),
+        ("[forecast]", [], {}),
+        ("[forecast]\nsamples = 500", [], {"samples": 500}),
+        (None, ["forecast.samples=500"], {"samples": 500}),
+        ("[forecast]\nsamples = 500", ["forecast.form=ntk"], {"samples": 500, "form": "ntk"}),
+        ("[forecast]", ["forecast=false"], None),
+        (None, ["forecast=true"], {}),
+    ],
+)
+def test_forecasts_are_off_until_asked_for(
+    tmp_path: Path, table: str | None, settings: list[str], expected: dict[str, Any] | None
+) -> None:
+    path = tmp_path / "e.toml"
+    path.write_text(f"{table or ''}\n[[method]]\nname = 'ncm'\n")
+    experiment = load_experiment(path, settings=settings)
+    assert experiment.forecast == expected
+    resolved = experiment.resolved(experiment.methods[0], 0)
+    assert resolved.get("forecast") == expected
+    assert ("forecast" in resolved) == (expected is not None)
+
+
+def test_forecast_is_a_table() -> None:
+    with pytest.raises(ConfigError, match=r"forecast must be a table, \[forecast\], or true or false, got 3"):
+        experiment_from({**METHOD, "forecast": 3})
+
+
 def test_environment_variables_are_replaced_in_strings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WHERE", "/data/$5")
     document = {**METHOD, "source": {"name": "$WHERE/a", "columns": ["${WHERE}", 3]}, "backbone": {"name": "cost $5"}}

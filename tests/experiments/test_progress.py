@@ -112,6 +112,32 @@ def test_a_method_that_waits_for_the_last_task_has_only_that_left(clock: Clock) 
     assert text.getvalue().splitlines()[-1].endswith(", 10 s left")
 
 
+def test_forecasts_are_lines_that_stay_and_a_refusal_is_said_once(clock: Clock) -> None:
+    accuracy = {"now": 1.0, "predicted": 0.5, "real": 0.6}
+    made = {"status": "forecast", "accuracy": accuracy, "n_old": 8, "flips": {"predicted": 4, "real": 3, "both": 3}}
+    refused = {"status": "refused", "reason": "nothing trains"}
+    for terminal in (False, True):
+        text, observe = shown(2, terminal=terminal)
+        with observe:
+            observe("a", 0, "run_started", {"n_tasks": 3, "n_classes": 4})
+            observe("a", 0, "forecast", {"task": 1, **made})
+            observe("a", 0, "forecast_checked", {"task": 1, **made})
+            observe("a", 0, "forecast", {"task": 2, **refused})
+            for seed in (1, 2):
+                observe("b", seed, "run_started", {"n_tasks": 3, "n_classes": 4})
+                observe("b", seed, "forecast", {"task": 1, **refused})
+                observe("b", seed, "forecast", {"task": 2, **refused})
+        lines = [line for line in text.getvalue().splitlines() if "before task" in line or "after task" in line]
+        assert [line.split("seed ")[1] for line in lines] == [
+            "0: before task 2/3: forecast: old accuracy 100.0 % now, 50.0 % after it; 4 of 8 samples will be lost",
+            "0: after task 2/3: came true: old accuracy 60.0 %, predicted 50.0 %; 3 samples were lost, 4 predicted, "
+            "3 of them the same",
+            "0: before task 3/3: no forecast: nothing trains",
+            "1: before task 2/3: no forecast: nothing trains",
+            "2: before task 2/3: no forecast: nothing trains",
+        ]
+
+
 def test_a_failure_before_anything_started_is_shown() -> None:
     text, observe = shown(2)
     observe("a", 0, "failed", {"error": "no transform"})

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, DataError, RecordError
@@ -159,6 +160,42 @@ def test_tuples_from_python_equal_lists_from_the_record(tmp_path: Path) -> None:
     what = experiment("ncm", transform={"scale": (0.6, 1.0)})
     run(what, tmp_path)
     assert statuses(run(what, tmp_path)) == [("ncm", 0, "skipped")]
+
+
+def test_forecasts_are_recorded_and_change_nothing_else(tmp_path: Path) -> None:
+    kinds = ("finetune", {"name": "finetune", "label": "lora", "tune": "full"}, "ncm")
+    seen: list[tuple[str, str, dict[str, Any]]] = []
+    without = experiment(*kinds)
+    run(without, tmp_path / "without")
+    what = experiment(*kinds, forecast={"samples": 10})
+    outcomes = run_experiment(what, tmp_path, observe=lambda label, seed, event, f: seen.append((label, event, f)))
+    for outcome in outcomes:
+        record, plain = Record.read(outcome.folder), Record.read(tmp_path / "without/e" / outcome.label / "seed-0")
+        assert plain.forecasts == []
+        assert record.config["forecast"] == {"samples": 10, "new_samples": 0, "form": "auto", "refine": 0.0}
+        assert [f.task for f in record.forecasts] == [1, 2, 3, 4]
+        assert (record.folder / "accuracy.json").read_text() == (plain.folder / "accuracy.json").read_text()
+        learner, other = (load_file(r.folder / "checkpoints" / "learner.safetensors") for r in (record, plain))
+        assert learner.keys() == other.keys()
+        assert all(np.array_equal(learner[key], other[key]) for key in learner)
+        steps = [[{k: v for k, v in e.items() if k not in ("t", "samples_per_s")} for e in r.events_named("step")]
+                 for r in (record, plain)]  # fmt: skip
+        assert steps[0] == steps[1]
+    head, _, ncm = (Record.read(outcome.folder) for outcome in outcomes)
+    assert all(f.summary["n_old"] == 10 - 2 * (f.task == 1) for f in head.forecasts)
+    assert all("real_drift" in f.arrays and f.summary["quality"]["cosine"] is not None for f in head.forecasts)
+    assert {f.summary["status"] for f in ncm.forecasts} == {"refused"}
+    named = [event for label, event, _ in seen if label == "finetune" and event.startswith("forecast")]
+    assert named == ["forecast", "forecast_checked"] * 4
+    assert [event for label, event, _ in seen if label == "ncm" and event.startswith("forecast")] == ["forecast"] * 4
+
+
+def test_a_mistyped_forecast_table_is_answered_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[forecast\] does not know 'sample'. Did you mean 'samples'\?"):
+        run(experiment("ncm", forecast={"sample": 10}), tmp_path)
+    with pytest.raises(ConfigError, match=r"\[forecast\] form must be one of 'auto', 'exact', 'bilinear', 'ntk'"):
+        run(experiment("ncm", forecast={"form": "nkt"}), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_differences_name_each_key() -> None:

@@ -12,8 +12,9 @@ SUMMARY: dict[str, Any] = {
     "exact": False,
     "sentence": "Believe it: off by 3 % of the drift.",
     "notes": [],
-    "samples_note": "all 90 test samples of past tasks",
+    "samples_note": "90 of 120 test samples of past tasks",
     "n_old": 90,
+    "n_old_available": 90,
     "accuracy": {"now": 0.98, "predicted": 0.6, "real": 0.625, "low": 0.55, "high": 0.65},
     "flips": {"predicted": 34, "real": 32, "both": 31},
     "modes": {"rank95": 3, "n_spaces": 90},
@@ -48,7 +49,7 @@ def test_a_line_before_and_one_after() -> None:
 
 def test_forecast_and_truth_side_by_side() -> None:
     found = [
-        _forecast(1, "dogs"),
+        _forecast(1, "dogs", n_old_available=120),
         _forecast(2, "a task with a long name indeed", sentence="Exact: it equals training up to rounding."),
         _forecast(3, "eels", **UNKNOWN, modes={}, classes=[]),
         TaskForecast(4, "x", {"status": "refused", "reason": "nothing trains"}, {}),
@@ -65,7 +66,7 @@ def test_forecast_and_truth_side_by_side() -> None:
     assert len(set(widths)) == 1, "columns are aligned"
     assert lines[4:] == [
         "tasks 2, 4: Believe it: off by 3 % of the drift.",
-        "tasks 2 to 4: all 90 test samples of past tasks",
+        "task 2: 90 of 120 test samples of past tasks",
         "task 3: Exact: it equals training up to rounding.",
         "tasks 5, 6: no forecast: nothing trains",
     ]

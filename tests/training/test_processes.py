@@ -31,9 +31,15 @@ optimizer = "sgd"
 lr = 0.05
 clip_norm = 1.0
 device = "cpu"
+[forecast]
+samples = 31
 [[method]]
 name = "finetune"
 rank = 2
+[[method]]
+name = "finetune"
+label = "head"
+tune = "head"
 [[method]]
 name = "ncm"
 """
@@ -86,6 +92,21 @@ def test_parameters_agree(folders: tuple[Path, Path]) -> None:
 def test_closed_form_methods_agree_exactly(folders: tuple[Path, Path]) -> None:
     one, two = (json.loads((f / "ncm" / "seed-0" / "accuracy.json").read_text()) for f in folders)
     assert one["matrix"] == two["matrix"]
+
+
+@pytest.mark.parametrize("label", ["finetune", "head"])
+def test_forecasts_are_shared_and_agree(folders: tuple[Path, Path], label: str) -> None:
+    from tangentcl.records import Record
+
+    one, two = (Record.read(folder / label / "seed-0").forecasts for folder in folders)
+    assert [f.summary["status"] for f in two] == ["forecast"] * 4
+    for single, shared in zip(one, two, strict=True):
+        assert [row["id"] for row in single.summary["at_risk"]][:1] == [row["id"] for row in shared.summary["at_risk"]][
+            :1
+        ]
+        for name in ("outputs", "drift", "real_drift"):
+            scale = np.abs(single.arrays["drift"]).max()
+            np.testing.assert_allclose(shared.arrays[name], single.arrays[name], rtol=1e-2, atol=5e-3 * scale)
 
 
 def test_the_record_says_how_many_processes_there_were(folders: tuple[Path, Path]) -> None:

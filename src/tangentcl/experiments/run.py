@@ -168,10 +168,12 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
     checkpoints = run.folder / "checkpoints"
     if writer is not None:
         remove_learners(checkpoints)
-    watchers: list[StageWatcher] = [LearnerKeeper(checkpoints)] if experiment.save == "tasks" else []
-    if run.forecast is not None:
+    watchers: list[StageWatcher] = []
+    if run.forecast is not None:  # first: it counts the seconds between its two looks
         watchers.append(_forecasting(run.forecast, ready, writer, emit))
-    watchers.append(MomentsWriter(run.folder))  # last: forecasts count the seconds until they look again
+    if experiment.save == "tasks":
+        watchers.append(LearnerKeeper(checkpoints))
+    watchers.append(MomentsWriter(run.folder))
     try:
         result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers)
         if writer is not None:

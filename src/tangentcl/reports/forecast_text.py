@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .forecasts import beliefs, spans
+from .forecasts import spans
 
 if TYPE_CHECKING:
     from ..records.forecasts import TaskForecast
@@ -56,13 +56,11 @@ def side_by_side(forecasts: Sequence[TaskForecast]) -> str:
     lines = []
     if made:
         lines += _aligned(HEAD, [_row(f) for f in made])
-        lines += [f"{_tasks(tasks)}: {sentence}" for tasks, sentence in beliefs(made)]
-    refused: dict[str, list[int]] = {}
+    said: dict[str, list[int]] = {}
     for f in forecasts:
-        if f.summary["status"] == "refused":
-            refused.setdefault(str(f.summary["reason"]), []).append(f.task + 1)
-    lines += [f"{_tasks(spans(tasks))}: no forecast: {reason}" for reason, tasks in refused.items()]
-    return "\n".join(lines)
+        for sentence in _sentences(f.summary):
+            said.setdefault(sentence, []).append(f.task + 1)
+    return "\n".join([*lines, *(f"{_tasks(spans(tasks))}: {sentence}" for sentence, tasks in said.items())])
 
 
 HEAD = (
@@ -78,6 +76,14 @@ HEAD = (
     "modes",
     "worst predicted",
 )
+
+
+def _sentences(summary: Summary) -> list[str]:
+    """How far to believe it, and which samples it is of where these are not all."""
+    if summary["status"] == "refused":
+        return [f"no forecast: {summary['reason']}"]
+    drawn = summary["n_old"] < summary["n_old_available"]
+    return [str(summary["sentence"]), *([str(summary["samples_note"])] if drawn else [])]
 
 
 def _row(forecast: TaskForecast) -> list[str]:

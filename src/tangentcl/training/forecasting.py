@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from tangentcl.training.plan import TrainingPlan
 from tangentcl.training.recipe import recipe, recipe_notes
 from tangentcl.training.stage import Stage
 
+Form = Literal["auto", "exact", "bilinear", "ntk"]
+FORMS = get_args(Form)
+BATCH = 64  # samples whose derivatives are held at once
 SAME = 1e-3  # relative difference below which outputs of forecast and method count as the same
 
 
@@ -34,6 +37,10 @@ class ForecastOptions:
     Args:
         samples: most test samples of past tasks; of more than these every class is drawn from in proportion.
         new_samples: most test samples of the new task, likewise; none by default.
+        form: "auto" is exact for a linear head and "bilinear" otherwise; "ntk" is the plain linearised network, see
+            `tangentcl.forecast.prepare_forecast`.
+        refine: share of the steps, below 1, that are trained on a copy before the rest is forecast; for forecasts that
+            are not exact.
 
     Raises:
         ConfigError: an impossible value.
@@ -41,12 +48,18 @@ class ForecastOptions:
 
     samples: int = 2000
     new_samples: int = 0
+    form: Form = "auto"
+    refine: float = 0.0
 
     def __post_init__(self) -> None:
         for name, lowest in (("samples", 1), ("new_samples", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < lowest:
                 raise ConfigError(f"forecast.{name} must be a whole number of at least {lowest}, got {value!r}")
+        if self.form not in FORMS:
+            raise ConfigError(f"forecast.form must be one of {', '.join(FORMS)}, got {self.form!r}")
+        if not 0 <= self.refine < 1:
+            raise ConfigError(f"forecast.refine must be at least 0 and below 1, got {self.refine!r}")
 
 
 @dataclass(frozen=True)
@@ -99,11 +112,12 @@ def forecast_stage(
     with undisturbed(stage):
         try:
             chosen = old_samples(past, options.samples, _seed(stage, "old"))
-            forecast, old = _outlook(stage, chosen, past, per_task)
+            forecast, old = _outlook(stage, chosen, past, options, per_task)
+            _ = None if forecast.old_kernel is None else forecast.vulnerability  # decomposed here, so that it is timed
             new = None
             if options.new_samples:
                 held_out = old_samples([stage.task], options.new_samples, _seed(stage, "new"))
-                _, new = _outlook(stage, held_out, [stage.task], per_task)
+                _, new = _outlook(stage, held_out, [stage.task], options, per_task)
         except (ConfigError, DataError, ModelError) as refusal:
             return dataclasses.replace(made, reason=str(refusal), seconds=time.perf_counter() - began)
     return dataclasses.replace(made, forecast=forecast, old=old, new=new, seconds=time.perf_counter() - began)
@@ -176,16 +190,19 @@ def _form(found: StageForecast) -> str:
     return found.forecast.form if found.forecast.form != "exact" or found.forecast.exact else "nearly exact"
 
 
-def _outlook(stage: Stage, chosen: OldSamples, tasks: Sequence[Task], per_task: bool) -> tuple[Forecast, Outlook]:
-    task = dataclasses.replace(stage.task, train=stage.samples)
+def _outlook(
+    stage: Stage, chosen: OldSamples, tasks: Sequence[Task], options: ForecastOptions, per_task: bool
+) -> tuple[Forecast, Outlook]:
     seen = stage.task.n_seen - len(stage.task.new_classes)
     forecast = forecast_forgetting(
         stage.method,
         chosen.samples,
-        task,
+        stage.task,
         recipe(stage.plan, len(stage.samples), stage.task.index),
         seen=seen,
-        batch_size=stage.plan.eval_batch_size,
+        form=options.form,
+        refine=options.refine,
+        batch_size=min(BATCH, stage.plan.eval_batch_size),
     )
     outputs = _scores(stage, chosen.samples)
     notes = (*recipe_notes(stage.plan), *_differing(forecast, outputs, stage.plan))
