@@ -140,7 +140,8 @@ def derivatives(
             if rest:
                 rows[where] = _rest_rows(features, rest, x, P).to(dtype)
     joined = [(site, _joined(parts)) for site, parts in zip(sites, kept)]
-    return Derivatives(joined, rest, rows, features.values)
+    start = {name: value.clone() for name, value in features.values.items()}
+    return Derivatives(joined, rest, rows, start)
 
 
 def _pulled(

@@ -129,7 +129,7 @@ def find_sites(
         first_order: leave out the product of LoRA factors where it is not of first order.
     """
     names = {id(p): name for name, p in network.parameters.items()}
-    start = network.values
+    start = {name: value.clone() for name, value in network.values.items()}  # the model may move on
     excluded = {id(p) for p in apart.parameters()} if apart is not None else set()
     pairs = {id(first): second for first, second in _pairs(network.model)}
     seconds = {id(second) for second in pairs.values()}
