@@ -185,3 +185,23 @@ def test_what_does_not_fit_is_refused(model: Any) -> None:
     other = TaskMoments.empty(4, sketch="exact")
     with pytest.raises(DataError, match="different layers"):
         other.merge(moments)
+
+
+@pytest.mark.parametrize("kind", ["dora", "ia3", "loha"])
+def test_other_adapters_are_layers_like_any(kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config: Any = {
+        "dora": lambda: peft.LoraConfig(r=2, use_dora=True, target_modules=["first"]),
+        "ia3": lambda: peft.IA3Config(target_modules=["first"], feedforward_modules=[]),
+        "loha": lambda: peft.LoHaConfig(r=2, target_modules=["first"]),
+    }[kind]()
+    adapted: Any = peft.get_peft_model(Toy(), config).eval()
+    x, after = _tokens(), _moved(adapted, 0.3)
+    inputs = _inputs(adapted, x)
+    before, later = _layer_outputs(adapted, inputs, {}), _layer_outputs(adapted, inputs, after)
+    found = forecast_layers([_recorded(adapted, x)], adapted, after)
+    (name,) = found.layers
+    change = (later[name] - before[name]).double().square().sum(dim=-1).mean()
+    assert float(change) > 1e-4
+    assert float(found.energy[0]) == pytest.approx(float(change), rel=1e-4)

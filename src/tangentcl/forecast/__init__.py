@@ -4,8 +4,12 @@ from tangentcl.forecast.closed_form import GradientFlow, Ridge
 from tangentcl.forecast.dynamics import Displacement, Dynamics, batch_order
 from tangentcl.forecast.forecast import Cost, Forecast
 from tangentcl.forecast.forgetting import Prepared, forecast_forgetting, prepare_forecast
+from tangentcl.forecast.from_moments import forecast_from_moments
 from tangentcl.forecast.gradient_descent import GradientDescent
+from tangentcl.forecast.layer_moments import LayerForecast, forecast_layers
 from tangentcl.forecast.linear import forecast_linear
+from tangentcl.forecast.moment_forecast import MomentForecast, moment_forecast
+from tangentcl.forecast.moments import TaskMoments
 from tangentcl.forecast.problem import LinearProblem, linear_problem
 from tangentcl.forecast.sgd import SGD, AdamW
 from tangentcl.forecast.trust import Trust
@@ -20,15 +24,21 @@ __all__ = [
     "Forecast",
     "GradientDescent",
     "GradientFlow",
+    "LayerForecast",
     "LinearProblem",
+    "MomentForecast",
     "Prepared",
     "Ridge",
+    "TaskMoments",
     "Trust",
     "Vulnerability",
     "batch_order",
     "forecast_forgetting",
+    "forecast_from_moments",
+    "forecast_layers",
     "forecast_linear",
     "linear_problem",
+    "moment_forecast",
     "prepare_forecast",
     "rank_bound",
     "vulnerability",

@@ -3,6 +3,7 @@
 from tangentcl.training.evaluate import count_correct, predicted_classes
 from tangentcl.training.forecasting import Forecasting, ForecastOptions, StageForecast, forecast_stage
 from tangentcl.training.loop import TaskFit
+from tangentcl.training.moments import MomentsWriter, load_moments, save_moments
 from tangentcl.training.plan import TrainingPlan
 from tangentcl.training.recipe import recipe, recipe_notes
 from tangentcl.training.runtime import Runtime, process_group
@@ -12,6 +13,7 @@ from tangentcl.training.stream import StreamResult, run_stream
 __all__ = [
     "ForecastOptions",
     "Forecasting",
+    "MomentsWriter",
     "Runtime",
     "Stage",
     "StageForecast",
@@ -21,9 +23,11 @@ __all__ = [
     "TrainingPlan",
     "count_correct",
     "forecast_stage",
+    "load_moments",
     "predicted_classes",
     "process_group",
     "recipe",
     "recipe_notes",
     "run_stream",
+    "save_moments",
 ]

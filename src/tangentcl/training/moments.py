@@ -50,10 +50,10 @@ def save_moments(
     Raises:
         ConfigError: an unknown sketch or a negative number. RecordError: the file cannot be written.
     """
-    backbone = getattr(method, "backbone", None)
-    if not isinstance(backbone, Backbone):
+    backbones = [module for module in method.modules() if isinstance(module, Backbone)]
+    if not backbones:
         return None
-    moments = collect_moments(backbone, task, sketch=sketch, k=k, layers_k=layers_k, batch_size=batch_size)
+    moments = collect_moments(backbones[0], task, sketch=sketch, k=k, layers_k=layers_k, batch_size=batch_size)
     path = Path(folder) / FOLDER / f"task-{task.index:03d}.safetensors"
     if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
         try:
