@@ -15,27 +15,13 @@ from torch import Tensor, nn
 import tangentcl
 from tangentcl.data import ArrayTransform, Samples, Task, TaskStream, class_incremental, load
 from tangentcl.errors import DataError, ModelError
-from tangentcl.forecast import SGD, AdamW, Dynamics, GradientDescent, batch_order, forecast_forgetting, forecast_linear
+from tangentcl.forecast import GradientDescent, forecast_forgetting, forecast_linear
 from tangentcl.forecast import linear as module
 from tangentcl.methods import NCM, Finetune, Replay
 from tangentcl.nn import Backbone, CosineLinear, backbone, extract_features, from_module
-from tangentcl.training import Runtime, TaskFit, TrainingPlan
-from tangentcl.training.order import BatchOrder
+from tangentcl.training import Runtime, TaskFit, TrainingPlan, recipe
 
 MakeBackbone = Callable[[], Backbone]
-
-
-def recipe(plan: TrainingPlan, task: Task) -> Dynamics:
-    """What the library's loop will do with this plan on this task."""
-    n = len(task.train)
-    order = BatchOrder(n, batch_size=plan.batch_size, accumulate=plan.accumulate, seed=plan.seed, task=task.index)
-    batches = batch_order(order.permutation, order.window, epochs=plan.epochs, steps_per_epoch=order.steps_per_epoch)
-    rates = [plan.lr * plan.factor(step, len(batches)) for step in range(len(batches))]
-    if plan.optimizer == "adamw":
-        return AdamW(lr=rates, batches=batches, betas=plan.betas, weight_decay=plan.weight_decay)
-    return SGD(
-        lr=rates, batches=batches, momentum=plan.momentum, nesterov=plan.nesterov, weight_decay=plan.weight_decay
-    )
 
 
 def _learn(method: Finetune, task: Task, plan: TrainingPlan) -> None:
@@ -78,7 +64,7 @@ def test_a_forecast_made_before_training_is_what_training_does(
     columns = task.classes if logits == "current" else None
     old = tiny_stream[0].test
     state = {key: value.clone() for key, value in method.state_dict().items()}
-    forecast = forecast_forgetting(method, old, task, recipe(plan, task), columns=columns)
+    forecast = forecast_forgetting(method, old, task, recipe(plan, len(task.train), task.index), columns=columns)
     assert all(torch.equal(value, state[key]) for key, value in method.state_dict().items())
     assert forecast.exact
     assert (forecast.seen, forecast.drift.shape) == (2, (len(old), 4))
@@ -112,7 +98,7 @@ def test_on_handwritten_digits() -> None:
     stream = stream.with_transforms(transform, transform)
     method, task = _prepared(network, stream, "all"), stream[1]
     plan = TrainingPlan(epochs=4, batch_size=16, optimizer="sgd", lr=0.05, warmup=2, device="cpu")
-    forecast = forecast_forgetting(method, stream[0].test, task, recipe(plan, task))
+    forecast = forecast_forgetting(method, stream[0].test, task, recipe(plan, len(task.train), task.index))
     before = _outputs(method, stream[0].test)
     _learn(method, task, plan)
     real = _outputs(method, stream[0].test) - before
