@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tangentcl.data import Samples, TaskStream
 from tangentcl.errors import ConfigError, DataError, ModelError
-from tangentcl.forecast import SGD, GradientDescent, Ridge
+from tangentcl.forecast import SGD, GradientDescent, Ridge, forecast_forgetting
 from tangentcl.forecast.planning import Candidate, plan_training
 from tangentcl.forecast.training_choice import Prospect, TrainingChoice, joined_choice
 from tangentcl.methods import Finetune
@@ -53,6 +53,46 @@ def test_low_trust_is_shown_and_never_chosen() -> None:
     assert (said["chosen"], said["closest"], said["front"]) == (1, 1, [1])
     assert said["rows"][2]["old_after"] is None
     assert len(said["rows"]) == 3
+
+
+def test_a_gap_that_could_break_the_tolerance_does() -> None:
+    safe, risky = (Prospect({}, 0.9, 0.89, new, "medium", old_cautious=low) for new, low in ((0.8, 0.885), (0.9, 0.8)))
+    choice = TrainingChoice((risky, safe), 0.02)
+    assert choice.chosen is safe
+    assert (risky.forgetting, risky.cautious_forgetting) == pytest.approx((0.01, 0.1))
+
+
+def test_a_local_forecast_is_taken_with_its_gap(tiny_backbone: Callable[[], Backbone], tiny_stream: TaskStream) -> None:
+    torch.manual_seed(0)
+    method, task, old = Finetune(tiny_backbone(), tune="full"), tiny_stream[1], tiny_stream[0].test
+    first = TrainingPlan(epochs=3, batch_size=8, optimizer="sgd", lr=0.05, device="cpu")
+    method.begin_task(tiny_stream[0])
+    TaskFit(method, tiny_stream[0], tiny_stream[0].train, first, Runtime(device="cpu"), lambda *_: None).run()
+    method.begin_task(task)
+    plan = TrainingPlan(epochs=2, batch_size=8, optimizer="sgd", lr=0.02, device="cpu")
+    steps = recipe(plan, len(task.train), task.index)
+    (found,) = plan_training([Candidate({}, steps, method)], old, task, task.test).rows
+    forecast = forecast_forgetting(method, Samples.concat([old, task.test]), task, steps)
+    assert forecast.trust is not None
+    assert found.trust == forecast.trust.level != "low"
+    scaled = forecast.outputs + (1 + forecast.trust.gap) * forecast.drift
+    labels = torch.from_numpy(old.labels)
+    further = float((scaled[: len(old)].argmax(1) == labels).double().mean())
+    assert found.old_cautious == min(further, found.old_after)
+
+
+def test_low_trust_is_refined_where_asked(tiny_backbone: Callable[[], Backbone], tiny_stream: TaskStream) -> None:
+    torch.manual_seed(0)
+    method, task, old = Finetune(tiny_backbone(), tune="full"), tiny_stream[1], tiny_stream[0].test
+    method.begin_task(tiny_stream[0])
+    method.begin_task(task)
+    gentle, wild = (TrainingPlan(epochs=3, batch_size=8, optimizer="adamw", lr=lr, device="cpu") for lr in (1e-4, 0.1))
+    candidates = [Candidate({"lr": p.lr}, recipe(p, len(task.train), task.index), method) for p in (gentle, wild)]
+    state = {key: value.clone() for key, value in method.state_dict().items() if isinstance(value, Tensor)}
+    rows = plan_training(candidates, old, task, task.test, refine=0.9).rows
+    assert [r.refined for r in rows] == [0.0, 0.9]
+    assert all(torch.equal(value, method.state_dict()[key]) for key, value in state.items())
+    assert plan_training(candidates[1:], old, task, task.test).rows[0].refined == 0.0
 
 
 def test_nothing_meets_the_demands() -> None:

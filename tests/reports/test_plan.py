@@ -52,6 +52,14 @@ def test_every_recipe_has_a_line_and_a_mark(plan: dict[str, Any]) -> None:
     assert max(map(len, lines)) <= 100
 
 
+def test_the_cautious_accuracy_is_shown_where_it_differs(plan: dict[str, Any]) -> None:
+    plan["rows"][2]["old_cautious"] = 0.6
+    lines = table(plan).splitlines()
+    assert lines[0].split()[5:7] == ["cautious", "forgetting"]
+    assert lines[3].split() == ["o", "0.01", "90.0", "70.0", "60.0", "20.0", "95.0", "exact", "1,200"]
+    assert lines[2].split() == ["*", "0.001", "90.0", "88.5", "1.5", "85.0", "exact", "1,200"]
+
+
 def test_the_plot_puts_recipes_where_they_belong(plan: dict[str, Any]) -> None:
     lines = curve(plan).splitlines()[1:15]
     start = len("       ")

@@ -43,6 +43,13 @@ def add_parser(commands: Any) -> None:
         metavar="X",
         help="share of the best new accuracy among believable recipes that has to be reached (0.8)",
     )
+    parser.add_argument(
+        "--refine",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="where a forecast is of low trust, really do this share of the training and forecast the rest (0)",
+    )
     grid = parser.add_argument_group("recipes to consider (default: around the experiment's)")
     for name, kind in {**PLAN, **METHOD}.items():
         shown = "A,B" if name == "targets" else "X"

@@ -124,6 +124,7 @@ def consider(
         new_test,
         max_forgetting=options.max_forgetting,
         min_learned=options.min_learned,
+        refine=options.refine,
         observe=lambda number, row: _say(f"forecast {number + 1} of {len(candidates)}"),
     )
     notes = dict.fromkeys(note for _, plan in recipes for note in recipe_notes(plan))

@@ -53,6 +53,7 @@ def plan_training(
     min_learned: float = 0.8,
     seen: int | None = None,
     outputs: Any = None,
+    refine: float = 0.0,
     batch_size: int = 64,
     observe: Callable[[int, Prospect], None] = lambda number, row: None,
 ) -> TrainingChoice:
@@ -70,6 +71,8 @@ def plan_training(
         min_learned: share of the best new accuracy among believable candidates that a recipe has to reach.
         seen: outputs that count for the old accuracy now; None = those before the task, where ``new`` is one, else all.
         outputs, batch_size: of `prepare_forecast`.
+        refine: share of the training that is really done (on a copy) where a forecast is of low trust, before it is
+            made again from there; see `Prepared.forecast`. 0 trains nothing.
         observe: called with the number of the candidate and its row as soon as it is known.
 
     Raises:
@@ -104,7 +107,7 @@ def plan_training(
                 model, both, new, outputs=outputs, columns=columns, seen=seen, modes=0, batch_size=batch_size
             )
             for number in members:
-                rows[number] = _prospect(candidates[number], prepared, labels, n_old)
+                rows[number] = _prospect(candidates[number], prepared, labels, n_old, refine)
                 observe(number, rows[number])
         except ModelError as error:
             unknown.append(error)
@@ -119,10 +122,13 @@ def _refused(candidate: Candidate, error: Exception) -> Prospect:
     return Prospect(candidate.settings, unknown, unknown, unknown, "refused", str(error), candidate.training_samples)
 
 
-def _prospect(candidate: Candidate, prepared: Prepared, labels: Tensor, n_old: int) -> Prospect:
+def _prospect(candidate: Candidate, prepared: Prepared, labels: Tensor, n_old: int, refine: float) -> Prospect:
     began = time.perf_counter()
     try:
         forecast = prepared.forecast(candidate.dynamics)
+        refine = refine if _level(forecast) == "low" else 0.0
+        if refine:
+            forecast = prepared.forecast(candidate.dynamics, refine=refine)
     except ConfigError as error:
         return _refused(candidate, error)
     positions = torch.arange(len(labels))
@@ -137,7 +143,19 @@ def _prospect(candidate: Candidate, prepared: Prepared, labels: Tensor, n_old: i
         sentence=forecast.sentence,
         training_samples=candidate.training_samples,
         seconds=time.perf_counter() - began,
+        old_cautious=_cautious(forecast, labels[:n_old]),
+        refined=refine,
     )
+
+
+def _cautious(forecast: Forecast, labels: Tensor) -> float | None:
+    """Accuracy on the first samples if the drift were larger by the gap of a local forecast, at most the forecast's."""
+    if forecast.trust is None or not math.isfinite(forecast.trust.gap):
+        return None
+    outputs, drift = forecast.outputs[: len(labels)], forecast.drift[: len(labels)]
+    further = (outputs + (1 + forecast.trust.gap) * drift).argmax(dim=1).cpu() == labels
+    said = forecast.after[: len(labels)].argmax(dim=1).cpu() == labels
+    return min(float(right.double().mean()) for right in (further, said))
 
 
 def _level(forecast: Forecast) -> str:

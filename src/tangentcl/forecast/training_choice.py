@@ -21,6 +21,9 @@ class Prospect:
         sentence: how far to believe it, or why it was refused.
         training_samples: samples that training would go through, every epoch counted; 0 where unknown.
         seconds: that the forecast took, without what it shares with others.
+        old_cautious: accuracy on old samples if their outputs moved further by the gap that `Trust` measured, at most
+            ``old_after``; None = ``old_after``, as for an exact forecast.
+        refined: share of the training that was really done before the rest was forecast, on a copy; 0 for none.
     """
 
     settings: Mapping[str, Any]
@@ -31,11 +34,18 @@ class Prospect:
     sentence: str = ""
     training_samples: int = 0
     seconds: float = 0.0
+    old_cautious: float | None = None
+    refined: float = 0.0
 
     @property
     def forgetting(self) -> float:
         """Share of old samples lost; negative where some are gained."""
         return self.old_now - self.old_after
+
+    @property
+    def cautious_forgetting(self) -> float:
+        """Share of old samples lost by the cautious accuracy: what a tolerance is held against."""
+        return self.forgetting if self.old_cautious is None else self.old_now - self.old_cautious
 
     @property
     def believable(self) -> bool:
@@ -52,9 +62,9 @@ class Prospect:
 class TrainingChoice:
     """Every recipe that was considered, and the one to take.
 
-    A recipe is *admissible* when its forecast is believable, it forgets at most ``max_forgetting``, and it learns: at
-    least ``min_learned`` times the best accuracy on new samples among all believable recipes. (Without the last, not
-    training at all would always do.)
+    A recipe is *admissible* when its forecast is believable, it forgets at most ``max_forgetting`` even if the drift
+    is larger by the measured gap of a local forecast, and it learns: at least ``min_learned`` times the best accuracy
+    on new samples among all believable recipes. (Without the last, not training at all would always do.)
 
     Attributes:
         rows: in the order of the candidates.
@@ -133,7 +143,7 @@ class TrainingChoice:
         }
 
     def _shortfall(self, row: Prospect) -> float:
-        return max(0.0, row.forgetting - self.max_forgetting) + max(0.0, self.floor - row.new_after)
+        return max(0.0, row.cautious_forgetting - self.max_forgetting) + max(0.0, self.floor - row.new_after)
 
 
 def joined_choice(choices: Sequence[TrainingChoice]) -> TrainingChoice:

@@ -29,15 +29,18 @@ def mark(plan: Plain, number: int) -> str:
 def table(plan: Plain) -> str:
     """One line per recipe, with the settings that differ between them."""
     rows = plan["rows"]
-    names = varied(rows)
-    lines = [["", *names, "old now", "old after", "forgetting", "new", "trust", "samples"]]
+    names, keys = varied(rows), ["old_now", "old_after", "old_cautious", "forgetting", "new_after"]
+    headings = ["old now", "old after", "cautious", "forgetting", "new"]
+    if all(row.get("old_cautious") in (None, row["old_after"]) for row in rows):  # no gap makes a difference
+        del keys[2], headings[2]
+    lines = [["", *names, *headings, "trust", "samples"]]
     for number, row in enumerate(rows):
-        numbers = [_percent(row[key]) for key in ("old_now", "old_after", "forgetting", "new_after")]
+        numbers = [_percent(row.get(key)) for key in keys]
         samples = f"{row['training_samples']:,}" if row["training_samples"] else ""
         settings = [_shown(row["settings"].get(name)) for name in names]
         lines.append([mark(plan, number), *settings, *numbers, row["trust"], samples])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    left = {0, len(names) + 5}
+    left = {0, len(names) + len(keys) + 1}
     text = [
         "  ".join(
             cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
