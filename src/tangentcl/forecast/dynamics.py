@@ -81,6 +81,11 @@ class Dynamics(ABC):
     def idle_change(self) -> float:
         """Factor on weights without gradient, minus 1."""
 
+    @property
+    def has_steps(self) -> bool:
+        """Whether the recipe can be followed step by step (`stepwise`)."""
+        return type(self).stepwise is not Dynamics.stepwise
+
     def stepwise(self, n: int, device: torch.device) -> Steps:
         """Every optimiser step on n new samples.
 

@@ -15,6 +15,7 @@ from tangentcl.forecast.factors import TOKENS, derivatives
 from tangentcl.forecast.forecast import Cost, Forecast
 from tangentcl.forecast.inputs import Inputs
 from tangentcl.forecast.local import Course, Head, Local, Objective, follow
+from tangentcl.forecast.ntk_closed_form import closed_form_values
 from tangentcl.forecast.old_kernel import JacobianModes
 from tangentcl.forecast.old_modes import old_modes
 from tangentcl.forecast.problem import linear_problem, loss_residual
@@ -84,7 +85,10 @@ class LocalForecaster:
                 around = self._look(course.values)
                 passes += 3 * sum(len(r) for r in _rows(dynamics, s, stop)) + 4 * len(s.old)
                 pilot = _cosine(guess, truth)
-        course = self._follow(around, dynamics, None, course)
+        if self.first_order and not dynamics.has_steps:
+            course = Course(closed_form_values(s, self.objective, dynamics))
+        else:
+            course = self._follow(around, dynamics, None, course)
         with s.holding(around.start):
             drift, trust, looked = self._judged(around, course.values, pilot)
         if s.modes and self._modes is None:
