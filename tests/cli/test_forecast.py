@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tangentcl.data import load
 from tangentcl.experiments import load_experiment
@@ -175,6 +178,52 @@ def test_files_are_forecast_as_the_final_learner_would_learn_them(
     kept = read_forecasts(here / "kept")
     assert [forecast.task for forecast in kept] == [5]
     assert kept[0].arrays["drift"].shape == (20, 11)
+
+
+def test_what_cannot_be_forecast_or_loaded_says_why(ran: Callable[..., Path], answer: Answer, here: Path) -> None:
+    folder = ran('save = "tasks"')
+    learner = folder / "checkpoints" / "task-001" / "learner.safetensors"
+    whole = learner.read_bytes()
+    tensors = load_file(learner)
+    save_file({key: torch.full_like(value, torch.nan) for key, value in tensors.items()}, learner)
+    assert refused(answer, RUN, "--task", "2", "are not finite")
+    learner.write_bytes(whole[:50])
+    assert refused(answer, RUN, "--task", "2", "learner.safetensors is damaged")
+    learner.unlink()
+    assert refused(answer, RUN, "--task", "2", "does not hold the learner after task 1: the run is done")
+    text = (folder / "environment.json").read_text()
+    for key, problem in (("sha256", "the backbone has other weights"), ("fingerprint", "the data have changed")):
+        (folder / "environment.json").write_text(re.sub(rf'"{key}": "[0-9a-f]', f'"{key}": "x', text))
+        assert refused(answer, RUN, "--task", "1", problem)
+    (folder / "environment.json").write_text(text)
+    (here / "none.toml").write_text(EXPERIMENT.split("[[method]]")[0].format(top="") + '[method]\nname = "ncm"\n')
+    assert answer("run", "none.toml", "--no-report")[0] == 0
+    assert refused(answer, "runs/small/ncm/seed-0", "--task", "2", "--replay", "NCM trains nothing by gradient steps")
+
+
+def refused(answer: Answer, *arguments: str) -> bool:
+    """Whether the command ends with one line that holds the last of the arguments."""
+    code, out, err = answer("forecast", *arguments[:-1])
+    last = err.splitlines()[-1]
+    assert (code, out) == (2, "")
+    assert last.startswith("tangentcl: error: ")
+    assert arguments[-1] in last
+    return True
+
+
+def test_names_for_outputs_that_have_none(here: Path, answer: Answer, classifier_folder: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(classifier_folder, tmp_path / "bare"))
+    config = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps({**config, "id2label": {0: "LABEL_0", 1: "LABEL_1"}}))
+    text_file(here / "old.csv", TEXTS)
+    text_file(here / "new.csv", {"the dog sat": "place"})
+    line = ["--model", str(bare), "--old", "old.csv", "--new", "new.csv", "--lr", "0.01", "--tune", "head"]
+    assert refused(answer, *line, "does not name its 2 outputs. Name them in order: --class-names")
+    assert refused(answer, *line, "--class-names", "animal", "--class-names needs 2 different names")
+    named = asked(answer, *line, "--class-names", "animal", "place")
+    same = asked(answer, "--model", str(classifier_folder), *line[2:])
+    assert [one["name"] for one in named["classes"]] == ["animal", "place"]
+    assert named["accuracy"] == same["accuracy"]
 
 
 TEXTS = {"the cat sat": "animal", "a dog ran": "animal", "on the mat": "place", "home": "place", "a mat now": "place"}

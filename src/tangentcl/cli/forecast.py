@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tangentcl.errors import ConfigError, ModelError, RecordError
+from tangentcl.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
     from tangentcl.cli.forecast_subject import Made
@@ -77,9 +77,6 @@ def run(options: argparse.Namespace) -> int:
         made = of_task(options)
     else:
         made = from_model(options) if options.model is not None else from_run(options)
-    if made.forecast.summary["status"] == "refused":
-        hint = " Less to compute: --tune head, an adapter, or fewer new samples." if options.model is not None else ""
-        raise ModelError(f"{made.title}: no forecast: {made.forecast.summary['reason']}{hint}")
     written = _write(made, options)
     if options.json:
         print(

@@ -60,6 +60,7 @@ def of_task(options: argparse.Namespace) -> Made:
     title = f"{_name(record)}: before task {options.task}"
     stored = next((found for found in record.forecasts if found.task == options.task), None)
     if stored is not None and plan == known and options.samples is None:
+        _check_made(stored)
         return Made(f"{title} ({stored.name})", stored, stored.summary, {}, ("read from the record",))
     made = rebuild(record)
     task, past = made.stream[options.task], made.stream.tasks[: options.task]
@@ -112,13 +113,14 @@ def from_model(options: argparse.Namespace) -> Made:
     old, new = _files(options)
     _check_modality(old, new, "text", "a sequence classifier")
     classifier = _named(load_classifier(options.model), options.class_names)
+    if classifier.class_names[0] == "0" and not set(old.classes) & set(classifier.class_names):
+        n_outputs = len(classifier.class_names)
+        raise DataError(
+            f"{old.path} has labels like {old.classes[0]!r}, but {options.model} does not name its {n_outputs} "
+            "outputs. Name them in order: --class-names NAME NAME ..."
+        )
     method = SequenceClassifier(classifier, tune=options.tune)
     transforms = (classifier.transform, classifier.transform)
-    if not set(old.classes) & set(classifier.class_names) and classifier.class_names[0] == "0":
-        raise DataError(
-            f"{old.path} has labels like {old.classes[0]!r}, but {options.model} names none of its "
-            f"{len(classifier.class_names)} outputs. Name them in order: --class-names NAME NAME ..."
-        )
     past, task, names = _tasks(old, new, classifier.class_names, 1, transforms)
     what = {"full": "all parameters train", "head": "its last layer trains", "adapter": "its adapter trains"}
     title = f"{options.model} ({what[method.tune]}): old {old.path.name}, new {new.path.name}"
@@ -144,7 +146,14 @@ def _forecast(
     if samples is None:
         raise ModelError(f"{type(method).__name__} learns nothing at task {task.index}, so nothing is forgotten there.")
     stage = Stage(method, task, samples, plan, runtime)
-    return task_forecast(forecast_stage(stage, past, limits, per_task=per_task), class_names)
+    found = task_forecast(forecast_stage(stage, past, limits, per_task=per_task), class_names)
+    _check_made(found)
+    return found
+
+
+def _check_made(forecast: TaskForecast) -> None:
+    if forecast.summary["status"] == "refused":
+        raise ModelError(f"task {forecast.task} ({forecast.name}) cannot be forecast: {forecast.summary['reason']}")
 
 
 def _limits(options: argparse.Namespace, table: Any = None) -> ForecastOptions:

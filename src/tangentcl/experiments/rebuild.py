@@ -56,14 +56,18 @@ class RebuiltRun:
         if n_tasks == len(self.stream) and not (folder / LEARNER).exists():
             folder = checkpoints
         if not (folder / LEARNER).exists():
-            raise RecordError(
-                f"{self.record.folder} does not hold the learner after task {n_tasks - 1}: it was run with save = "
-                f"{_toml(self.record.config.get('save'))}, and {folder / LEARNER} is not there. Run it again with "
-                'save = "tasks", or train the tasks before once more: --replay'
-            )
+            raise RecordError(f"{self.record.folder} does not hold the learner after task {n_tasks - 1}: {self._why()}")
         restore_learner(self.method, self.stream.tasks[:n_tasks], folder, seed=self.plan.seed)
         self.method.to(self.runtime.device).eval()
         return self.method
+
+    def _why(self) -> str:
+        if self.record.config.get("save") == "tasks":
+            return f"the run is {self.record.status.status}, and {self.record.method} may have learned nothing there."
+        return (
+            f'it was run with save = {_toml(self.record.config.get("save"))}. Run it again with save = "tasks", '
+            "or train the tasks before once more: --replay"
+        )
 
     def replay(self, n_tasks: int, emit: Emit) -> Method:
         """The method after training the first ``n_tasks`` tasks again, which gives what the run had (same versions)."""
