@@ -102,7 +102,7 @@ def test_text_says_what_is_lost_and_how_far_to_believe_it(ran: Callable[..., Pat
     ran()
     code, out, err = answer("forecast", RUN, "--task", "2", "--replay")
     assert code == 0
-    assert "small, head, seed 0: before task 2 (T3)\nrecipe: sgd, 4 steps, lr 0.2, " in out
+    assert "small, head, seed 0: before task 2 (T3, number 3 of 5)\nrecipe: sgd, 4 steps, lr 0.2, " in out
     for part in ("old accuracy: ", "classes that lose most", "samples most at risk", "vulnerable modes: "):
         assert part in out
     assert "how far to believe it: Exact: it equals training up to rounding." in out

@@ -50,8 +50,12 @@ def add_parser(commands: Any) -> None:
         "--class-names", nargs="+", metavar="NAME", help="of --model's outputs, where its folder has none"
     )
     recipe = parser.add_argument_group("recipe (default: the run's)")
-    for name, kind in (("lr", float), ("epochs", int), ("batch-size", int), ("weight-decay", float), ("seed", int)):
-        recipe.add_argument(f"--{name}", type=kind, metavar="N" if kind is int else "X")
+    recipe.add_argument("--lr", type=float, metavar="X", help="learning rate")
+    recipe.add_argument("--head-lr", type=float, metavar="X", help="of what trains outside the backbone")
+    recipe.add_argument("--epochs", type=int, metavar="N", help="passes over the new samples")
+    recipe.add_argument("--batch-size", type=int, metavar="N", help="samples of a step")
+    recipe.add_argument("--weight-decay", type=float, metavar="X")
+    recipe.add_argument("--seed", type=int, metavar="N", help="of the order of samples, and of new rows")
     recipe.add_argument("--optimizer", choices=("sgd", "adamw"))
     recipe.add_argument(
         "--set",

@@ -13,7 +13,7 @@ from tangentcl.experiments.config import apply_setting
 from tangentcl.records import Record
 from tangentcl.training import TrainingPlan
 
-OPTIONS = ("lr", "epochs", "batch_size", "weight_decay", "optimizer")
+OPTIONS = ("lr", "head_lr", "epochs", "batch_size", "weight_decay", "optimizer")
 
 
 def recorded_plan(record: Record) -> TrainingPlan:

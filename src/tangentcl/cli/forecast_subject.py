@@ -54,14 +54,14 @@ def of_task(options: argparse.Namespace) -> Made:
         RecordError, ConfigError, DataError, ModelError: what cannot be read, built or forecast, and what to do.
     """
     record = Record.read(options.record)
-    _check_task(options.task, record)
+    place = _place(options.task, record)
     known = recorded_plan(record)
     plan = changed_plan(options, known)
     title = f"{_name(record)}: before task {options.task}"
     stored = next((found for found in record.forecasts if found.task == options.task), None)
     if stored is not None and plan == known and options.samples is None:
         _check_made(stored)
-        return Made(f"{title} ({stored.name})", stored, stored.summary, {}, ("read from the record",))
+        return Made(f"{title} ({stored.name}, {place})", stored, stored.summary, {}, ("read from the record",))
     made = rebuild(record)
     task, past = made.stream[options.task], made.stream.tasks[: options.task]
     if options.replay:
@@ -81,7 +81,7 @@ def of_task(options: argparse.Namespace) -> Made:
     note = "from a learner that was trained again" if options.replay else "from the learner in the record"
     shown, doubts = with_truth(forecast.summary, record) if plan == known else (forecast.summary, ())
     texts = _texts([one.test for one in past])
-    return Made(f"{title} ({task.name})", forecast, shown, texts, (f"made now, {note}", *doubts))
+    return Made(f"{title} ({task.name}, {place})", forecast, shown, texts, (f"made now, {note}", *doubts))
 
 
 def from_run(options: argparse.Namespace) -> Made:
@@ -174,7 +174,8 @@ def _name(record: Record) -> str:
     return f"{record.experiment}, {record.label}, seed {record.seed}"
 
 
-def _check_task(task: int, record: Record) -> None:
+def _place(task: int, record: Record) -> str:
+    """Where a task stands in its stream, counted from 1 as people and reports do."""
     described = record.environment.get("stream")
     n_tasks = described.get("n_tasks") if isinstance(described, Mapping) else None
     if not isinstance(n_tasks, int):
@@ -183,6 +184,7 @@ def _check_task(task: int, record: Record) -> None:
         raise ConfigError("--task 0 is the first task: nothing was learned before it that could be forgotten.")
     if not 0 < task < n_tasks:
         raise ConfigError(f"--task must be from 1 to {n_tasks - 1}, tasks are counted from 0; got {task}.")
+    return f"number {task + 1} of {n_tasks}"
 
 
 def _replay(made: RebuiltRun, n_tasks: int, progress: RunProgress) -> None:
