@@ -218,8 +218,9 @@ class LocalForecaster:
         body = s.network if self.first_order else s.body()
         here = along(s, body, around.sites, around.start, values, probe)[1]
         there = along(s, body, around.sites, around.start, values, probe, at=values)[1]
-        trust = Trust(gap, _relative(on_new - near, near), _relative(there - here, here), pilot)
         weight = 0.0 if self.first_order else belief(gap)
+        whole = _relative(actual - drift, already + drift)  # what was really trained is not in doubt
+        trust = Trust(whole, _relative(on_new - near, near), _relative(there - here, here), pilot)
         passes = 4.4 * len(s.old) + 8 * len(few)
         return already + weight * actual + (1 - weight) * drift, trust, passes
 

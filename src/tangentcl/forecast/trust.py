@@ -29,7 +29,8 @@ class Trust:
     parameters :math:`\theta_0 + \hat\delta`:
 
     Attributes:
-        gap: :math:`\|f(\theta_0+\hat\delta) - f(\theta_0) - \hat D\| / \|\hat D\|` on old samples. It costs one forward
+        gap: :math:`\|f(\theta_0+\hat\delta) - f(\theta_0) - \hat D\| / \|\hat D\|` on old samples, D the whole drift
+            where a part of it was really trained (``refine``). It costs one forward
             pass of each and follows the error of the forecast best.
         linearisation_error: the same on a probe of new samples.
         kernel_drift: :math:`\|(J(\theta_0+\hat\delta) - J(\theta_0))\hat\delta\| / \|J(\theta_0)\hat\delta\|` on the
