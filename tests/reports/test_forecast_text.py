@@ -37,7 +37,7 @@ def _forecast(task: int, name: str, **changes: Any) -> TaskForecast:
 def test_a_line_before_and_one_after() -> None:
     assert before_line(SUMMARY) == (
         "forecast: old accuracy 98.0 % now, 60.0 % after it (between 55.0 and 65.0 by the errors so far); "
-        "34 of 90 samples will be lost; worst: bee 96.0 to 20.0 %, ant 100.0 to 90.0 %"
+        "34 of 90 samples will be lost; worst: bee (96.0 to 20.0 %), ant (100.0 to 90.0 %)"
     )
     assert "between" not in before_line({**SUMMARY, **UNKNOWN})
     exact = {**SUMMARY, "accuracy": {**SUMMARY["accuracy"], "low": 0.6, "high": 0.6}, "classes": []}
@@ -59,14 +59,14 @@ def test_forecast_and_truth_side_by_side() -> None:
     assert len({line.index("real") for line in lines[:1]}) == 1
     cells = [line.split() for line in lines[1:4]]
     assert cells[0][2:-4] == ["98.0", "60.0", "62.5", "38.0", "35.5", "34", "32", "31", "3", "of", "90"]
-    assert " ".join(cells[0][-4:]) == "bee -76.0, ant -10.0"
+    assert " ".join(cells[0][-4:]) == "bee (-76.0), ant (-10.0)"
     assert lines[2].startswith("3: a task with a long …  ")
     assert cells[2][2:] == ["98.0", "60.0", "-", "38.0", "-", "34", "-", "-", "-", "none"]
     widths = [line.index(part) + 4 for line, part in zip(lines[1:4], ("98.0", "98.0", "98.0"))]
     assert len(set(widths)) == 1, "columns are aligned"
     assert lines[4:] == [
+        "samples: 90 of 120 test samples of past tasks, every class in proportion",
         "tasks 2, 4: Believe it: off by 3 % of the drift.",
-        "task 2: 90 of 120 test samples of past tasks",
         "task 3: Exact: it equals training up to rounding.",
         "tasks 5, 6: no forecast: nothing trains",
     ]

@@ -33,7 +33,7 @@ def before_line(summary: Summary) -> str:
         f"forecast: old accuracy {_percent(found['now'])} % now, {_percent(found['predicted'])} % after it{band}; "
         f"{flips['predicted']} of {summary['n_old']} samples will be lost"
     )
-    worst = [f"{c['name']} {_percent(c['now'])} to {_percent(c['predicted'])} %" for c in _worst(summary)]
+    worst = [f"{c['name']} ({_percent(c['now'])} to {_percent(c['predicted'])} %)" for c in _worst(summary)]
     return f"{line}; worst: {', '.join(worst)}" if worst else line
 
 
@@ -56,10 +56,15 @@ def side_by_side(forecasts: Sequence[TaskForecast]) -> str:
     lines = []
     if made:
         lines += _aligned(HEAD, [_row(f) for f in made])
+    drawn = [f.summary for f in made if f.summary["n_old"] < f.summary["n_old_available"]]
+    if drawn:
+        counts = dict.fromkeys(f"{s['n_old']} of {s['n_old_available']}" for s in drawn)
+        lines.append(f"samples: {', '.join(counts)} test samples of past tasks, every class in proportion")
     said: dict[str, list[int]] = {}
     for f in forecasts:
-        for sentence in _sentences(f.summary):
-            said.setdefault(sentence, []).append(f.task + 1)
+        refused = f.summary["status"] == "refused"
+        sentence = f"no forecast: {f.summary['reason']}" if refused else str(f.summary["sentence"])
+        said.setdefault(sentence, []).append(f.task + 1)
     return "\n".join([*lines, *(f"{_tasks(spans(tasks))}: {sentence}" for sentence, tasks in said.items())])
 
 
@@ -78,20 +83,12 @@ HEAD = (
 )
 
 
-def _sentences(summary: Summary) -> list[str]:
-    """How far to believe it, and which samples it is of where these are not all."""
-    if summary["status"] == "refused":
-        return [f"no forecast: {summary['reason']}"]
-    drawn = summary["n_old"] < summary["n_old_available"]
-    return [str(summary["sentence"]), *([str(summary["samples_note"])] if drawn else [])]
-
-
 def _row(forecast: TaskForecast) -> list[str]:
     summary = forecast.summary
     found, flips, modes = summary["accuracy"], summary["flips"], summary["modes"]
     forgotten = [None if found[key] is None else found["now"] - found[key] for key in ("predicted", "real")]
     spaces = "-" if modes.get("rank95") is None else f"{modes['rank95']} of {modes['n_spaces']}"
-    worst = ", ".join(f"{c['name']} -{_percent(c['now'] - c['predicted'])}" for c in _worst(summary))
+    worst = ", ".join(f"{c['name']} (-{_percent(c['now'] - c['predicted'])})" for c in _worst(summary))
     return [
         f"{forecast.task + 1}: {_short(forecast.name)}",
         *(_percent(found[key]) for key in ("now", "predicted", "real")),
