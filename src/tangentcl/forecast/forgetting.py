@@ -70,6 +70,22 @@ class Prepared:
             found = self._localised(dynamics.loss, columns).forecast(dynamics, refine=refine)
         return replace(found, cost=Cost(time.perf_counter() - began, found.cost.forward_passes))
 
+    def parameters_after(self, dynamics: Dynamics) -> dict[str, Tensor]:
+        """What trains, by its name in the model, as the recipe will leave it; old samples are not looked at.
+
+        Exact for a linear head, else of the local model.
+        """
+        columns = self.columns(dynamics.loss)
+        if self.form != "exact":
+            return self._localised(dynamics.loss, columns).parameters_after(dynamics)
+        s = self._setting
+        assert s.head is not None
+        moved = dynamics.displacement(self._problem(columns)).weight  # [d (+ 1), C]
+        names = {id(p): name for name, p in s.network.parameters.items()}
+        pieces = {"weight": moved[: s.head.weight.shape[1]].T, "bias": moved[-1]}
+        own = {key: p for key, p in s.head.named_parameters(recurse=False) if id(p) in names}
+        return {names[id(p)]: (p.detach().double() + pieces[key].to(p.device)).to(p.dtype) for key, p in own.items()}
+
     def look(self, loss: str = "cross_entropy") -> Prepared:
         """Do now what all recipes with this loss share, instead of at the first forecast; returns itself."""
         columns = self.columns(loss)
@@ -173,7 +189,7 @@ def prepare_forecast(
     Args:
         model: any module; what requires grad is what trains. Or a pair (backbone, head).
         old: samples whose outputs are forecast: `Samples`, a batch (a tensor, or a dict, list or tuple of tensors), or
-            a pair (batch, labels).
+            a pair (batch, labels). None where only `Prepared.parameters_after` is wanted.
         new: what training will see, in the order that the recipe's batches refer to: `Samples`, a pair (batch,
             targets), or the `Task` they belong to.
         outputs: ``outputs(model, batch) -> [n, C]``; None calls ``model(batch)``.
@@ -206,7 +222,8 @@ def prepare_forecast(
     if isinstance(new, Task):
         seen = (new.n_seen - len(new.new_classes)) or None if seen is None else seen
         candidates = [None, new.classes] if columns is None else candidates
-    given_old, given_new = Inputs.of(old, "old"), Inputs.of(_training_samples(model, new), "new")
+    given_old = None if old is None else Inputs.of(old, "old")
+    given_new = Inputs.of(_training_samples(model, new), "new")
     if given_new.labels is None:
         raise DataError("new samples need labels: pass new=(batch, labels)")
     network = Network(whole, outputs)
@@ -221,7 +238,7 @@ def prepare_forecast(
     setting = Setting(
         network=network,
         head=head,
-        old=given_old,
+        given_old=given_old,
         new=given_new,
         n_outputs=n_outputs,
         seen=n_outputs if seen is None else seen,

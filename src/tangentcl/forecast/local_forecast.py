@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -67,9 +68,13 @@ class LocalForecaster:
         self.setting, self.first_order = setting, first_order
         device, dtype = setting.device, self._dtype()
         self.objective = Objective(targets.to(device, dtype), columns.to(device), loss)
-        self.outputs = setting.each(setting.old, setting.network, {})  # [n1, C]
         self._around: Around | None = None
         self._modes: JacobianModes | None = None
+
+    @cached_property
+    def outputs(self) -> Tensor:
+        """Of the old samples before training, [n1, C]."""
+        return self.setting.each(self.setting.old, self.setting.network, {})
 
     def forecast(self, dynamics: Dynamics, *, refine: float = 0.0) -> Forecast:
         """The drift of the old outputs under a recipe; a share ``refine`` of it is really trained first."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tangentcl.errors import DataError
 from tangentcl.forecast.head import Linear, watched
 from tangentcl.forecast.inputs import Inputs, mapped
 from tangentcl.forecast.sites import Values
@@ -23,6 +24,7 @@ class Setting:
     Attributes:
         network: model and output function; its parameters are those that train.
         head: the linear layer that makes the outputs, or None.
+        given_old: the old samples, or None.
         n_outputs: C. seen: outputs that count now.
         move: puts a batch on the network's device.
         notes: why no forecast of this setting can be exact.
@@ -30,7 +32,7 @@ class Setting:
 
     network: Network
     head: Linear | None
-    old: Inputs
+    given_old: Inputs | None
     new: Inputs
     n_outputs: int
     seen: int
@@ -40,6 +42,13 @@ class Setting:
     modes: int
     batch_size: int
     memory: float
+
+    @property
+    def old(self) -> Inputs:
+        """The old samples. Raises DataError where none were given."""
+        if self.given_old is None:
+            raise DataError("there are no old samples to look at. Pass old=, or forecast from stored moments.")
+        return self.given_old
 
     @property
     def device(self) -> torch.device:
