@@ -214,7 +214,7 @@ def _forecasting(options: ForecastOptions, stream: TaskStream, writer: RecordWri
         elif found.forecast is not None:
             emit("forecast_checked", in_short(kept))
 
-    return Forecasting(options, per_task=stream.scenario == "task", report=report)
+    return Forecasting(options, per_task=stream.scenario == "task", report=report, keep=False)
 
 
 def write_accuracy(writer: RecordWriter, stream: TaskStream, result: StreamResult) -> None:

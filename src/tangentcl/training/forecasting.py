@@ -132,6 +132,7 @@ class Forecasting:
         options: which samples.
         per_task: whether a sample's own task is known (task-incremental evaluation).
         report: called with the forecast of a task before training, and again with the truth.
+        keep: whether all forecasts stay in memory, or only the last.
 
     Attributes:
         made: the forecasts so far, task by task.
@@ -146,12 +147,15 @@ class Forecasting:
         *,
         per_task: bool = False,
         report: Callable[[StageForecast], None] = lambda forecast: None,
+        keep: bool = True,
     ) -> None:
         self.options = options or ForecastOptions()
         self.per_task = per_task
         self.report = report
+        self.keep = keep
         self.made: list[StageForecast] = []
         self._past: list[Task] = []
+        self._began = 0.0
         self._errors: dict[str, float] = {"exact": 0.0}  # form -> largest error of accuracy so far
 
     def before(self, stage: Stage) -> None:
@@ -179,7 +183,7 @@ class Forecasting:
         return None if outlook is None else outlook.learned(_scores(stage, outlook.samples.samples))
 
     def _keep(self, forecast: StageForecast) -> None:
-        self.made.append(forecast)
+        self.made = [*(self.made if self.keep else []), forecast]
         self.report(forecast)
 
 
