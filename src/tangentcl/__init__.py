@@ -31,13 +31,22 @@ if TYPE_CHECKING:
     from tangentcl.forecast import (
         SGD,
         AdamW,
+        Candidate,
         Forecast,
         GradientDescent,
         GradientFlow,
+        Prepared,
+        ProtectedRidge,
         Ridge,
+        StreamedForecast,
+        TrainingChoice,
+        Trust,
         batch_order,
         forecast_forgetting,
+        forecast_from_moments,
         forecast_linear,
+        forecast_streamed,
+        plan_training,
         prepare_forecast,
         rank_bound,
         vulnerability,
@@ -46,7 +55,8 @@ if TYPE_CHECKING:
     from tangentcl.methods import METHODS, NCM, Finetune, Joint, Method, Replay
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
-    from tangentcl.training import StreamResult, TrainingPlan, run_stream
+    from tangentcl.training import StreamResult, TrainingPlan, recipe, run_stream
+    from tangentcl.training.moments import load_moments
 
 __version__ = "0.1.0"
 
@@ -55,11 +65,13 @@ _ROOMS = {
     "nn": "backbone from_module Backbone add_lora add_peft",
     "kernels": "Kernel FeatureKernel EmpiricalNTK ConjugateKernel PseudoNTK SketchedNTK",
     "forecast": (
-        "forecast_forgetting prepare_forecast forecast_linear Forecast Ridge GradientFlow GradientDescent SGD AdamW batch_order "
-        "vulnerability rank_bound"
+        "forecast_forgetting prepare_forecast Prepared forecast_linear forecast_streamed forecast_from_moments Forecast "
+        "StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order vulnerability "
+        "rank_bound plan_training Candidate TrainingChoice"
     ),
     "methods": "METHODS Method Finetune NCM Joint Replay",
-    "training": "TrainingPlan run_stream StreamResult",
+    "training": "TrainingPlan run_stream StreamResult recipe",
+    "training.moments": "load_moments",
     "experiments": "load_experiment Experiment",
     "experiments.run": "run_experiment",
     "records": "Record",
@@ -72,6 +84,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "Backbone",
+    "Candidate",
     "ConjugateKernel",
     "EmpiricalNTK",
     "Experiment",
@@ -83,6 +96,8 @@ __all__ = [
     "Joint",
     "Kernel",
     "Method",
+    "Prepared",
+    "ProtectedRidge",
     "PseudoNTK",
     "Record",
     "Replay",
@@ -90,10 +105,13 @@ __all__ = [
     "SketchedNTK",
     "Source",
     "StreamResult",
+    "StreamedForecast",
     "TangentclError",
     "Task",
     "TaskStream",
+    "TrainingChoice",
     "TrainingPlan",
+    "Trust",
     "add_lora",
     "add_peft",
     "backbone",
@@ -102,13 +120,18 @@ __all__ = [
     "domain_incremental",
     "few_shot",
     "forecast_forgetting",
+    "forecast_from_moments",
     "forecast_linear",
+    "forecast_streamed",
     "from_arrays",
     "from_module",
     "load",
     "load_experiment",
+    "load_moments",
+    "plan_training",
     "prepare_forecast",
     "rank_bound",
+    "recipe",
     "run_experiment",
     "run_stream",
     "task_incremental",

@@ -2,6 +2,7 @@
 
 from tangentcl.forecast.closed_form import GradientFlow, Ridge
 from tangentcl.forecast.dynamics import Displacement, Dynamics, batch_order
+from tangentcl.forecast.feature_blocks import ArrayBlocks, SampleBlocks
 from tangentcl.forecast.forecast import Cost, Forecast
 from tangentcl.forecast.forgetting import Prepared, forecast_forgetting, prepare_forecast
 from tangentcl.forecast.from_moments import forecast_from_moments
@@ -10,14 +11,21 @@ from tangentcl.forecast.layer_moments import LayerForecast, forecast_layers
 from tangentcl.forecast.linear import forecast_linear
 from tangentcl.forecast.moment_forecast import MomentForecast, moment_forecast
 from tangentcl.forecast.moments import TaskMoments
+from tangentcl.forecast.planning import Candidate, plan_training
 from tangentcl.forecast.problem import LinearProblem, linear_problem
+from tangentcl.forecast.protected_ridge import ProtectedRidge
 from tangentcl.forecast.sgd import SGD, AdamW
+from tangentcl.forecast.streamed import forecast_streamed
+from tangentcl.forecast.streamed_forecast import StreamedForecast
+from tangentcl.forecast.training_choice import Prospect, TrainingChoice, joined_choice
 from tangentcl.forecast.trust import Trust
 from tangentcl.forecast.vulnerability import Vulnerability, rank_bound, vulnerability
 
 __all__ = [
     "SGD",
     "AdamW",
+    "ArrayBlocks",
+    "Candidate",
     "Cost",
     "Displacement",
     "Dynamics",
@@ -28,8 +36,13 @@ __all__ = [
     "LinearProblem",
     "MomentForecast",
     "Prepared",
+    "Prospect",
+    "ProtectedRidge",
     "Ridge",
+    "SampleBlocks",
+    "StreamedForecast",
     "TaskMoments",
+    "TrainingChoice",
     "Trust",
     "Vulnerability",
     "batch_order",
@@ -37,8 +50,11 @@ __all__ = [
     "forecast_from_moments",
     "forecast_layers",
     "forecast_linear",
+    "forecast_streamed",
+    "joined_choice",
     "linear_problem",
     "moment_forecast",
+    "plan_training",
     "prepare_forecast",
     "rank_bound",
     "vulnerability",

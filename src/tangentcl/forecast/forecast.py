@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tangentcl.errors import DataError
+from tangentcl.forecast import verdicts
 from tangentcl.forecast.old_kernel import Mode, OldKernel
 from tangentcl.forecast.trust import Trust
 from tangentcl.forecast.vulnerability import Vulnerability
@@ -81,15 +82,12 @@ class Forecast:
 
     def per_class(self, labels: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The classes that occur, int64 [K], and the accuracy on each (now, after), float64 [K]."""
-        classes, index = self._labels(labels).unique(return_inverse=True)
-        counts = torch.bincount(index)
-        now, after = (torch.bincount(index, weights=c.double()) / counts for c in self._correct(labels))
-        return classes, now, after
+        return verdicts.per_class(self._labels(labels), *self._correct(labels))
 
     def margins(self, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Output of the true class minus the largest other (now, after), [n]; negative where wrong."""
         chosen = self._labels(labels)
-        return _margin(self.outputs[:, : self.seen], chosen), _margin(self.after, chosen)
+        return verdicts.margin(self.outputs[:, : self.seen], chosen), verdicts.margin(self.after, chosen)
 
     def flips(self, labels: Tensor | None = None) -> Tensor:
         """Samples that are right now and will be wrong, bool [n]."""
@@ -98,19 +96,11 @@ class Forecast:
 
     def samples_at_risk(self, k: int = 10, labels: Tensor | None = None) -> Tensor:
         """Positions of the samples that are right now and end with the lowest margins, lowest first, int64 [<= k]."""
-        now, _ = self._correct(labels)
-        _, margin = self.margins(labels)
-        right = now.nonzero().flatten()
-        return right[margin[right].argsort(stable=True)][:k]
+        return verdicts.samples_at_risk(self._correct(labels)[0], self.margins(labels)[1], k)
 
     def classes_at_risk(self, k: int = 5, labels: Tensor | None = None) -> Tensor:
         """Classes by predicted loss of accuracy, then of mean margin, worst first, int64 [<= k]."""
-        classes, now, after = self.per_class(labels)
-        index = torch.searchsorted(classes, self._labels(labels))
-        before, later = self.margins(labels)
-        lost = torch.bincount(index, weights=(before - later).double()) / torch.bincount(index)
-        by_margin = lost.argsort(descending=True, stable=True)
-        return classes[by_margin[(now - after)[by_margin].argsort(descending=True, stable=True)]][:k]
+        return verdicts.classes_at_risk(self._labels(labels), self._correct(labels), self.margins(labels), k)
 
     @property
     def mode_samples(self) -> Tensor:
@@ -188,10 +178,3 @@ class Forecast:
         if len(chosen) and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.seen:
             raise DataError(f"labels of old samples must be outputs from 0 to {self.seen - 1}, got {int(chosen.max())}")
         return chosen.to(self.outputs.device)
-
-
-def _margin(outputs: Tensor, labels: Tensor) -> Tensor:
-    if outputs.shape[1] < 2:
-        raise DataError("margins need at least two outputs")
-    own = outputs.gather(1, labels[:, None])[:, 0]
-    return own - outputs.scatter(1, labels[:, None], -torch.inf).amax(dim=1)

@@ -127,21 +127,18 @@ class Prepared:
 
     def _form(self, form: Form) -> str:
         s = self._setting
-        own = {id(p) for p in s.head.parameters()} if s.head is not None else set()
-        others = [name for name, p in s.network.parameters.items() if id(p) not in own]
-        if form == "exact" and (others or s.head is None):
+        head = {id(p) for p in s.head.parameters()} if s.head is not None else set()
+        trains = {id(p): name for name, p in s.network.parameters.items()}
+        if set(trains) == head:
+            return "exact" if form == "auto" else form
+        if form == "exact":
+            others = [name for key, name in trains.items() if key not in head]
+            why = f"{', '.join(others[:3])} of {len(others)} others train" if others else "a part of it is frozen"
             raise ModelError(
-                "form='exact' needs a linear head and nothing else that trains; here "
-                + (
-                    f"{len(others)} tensors besides it train ({', '.join(others[:3])})."
-                    if others
-                    else "is no such head."
-                )
-                + " Use form='auto'."
+                "form='exact' needs a linear head that trains as a whole, and nothing else that does; here "
+                f"{why if s.head is not None else 'no linear layer makes the outputs'}. Use form='auto'."
             )
-        if form == "auto":
-            return "bilinear" if others or s.head is None else "exact"
-        return form
+        return "bilinear" if form == "auto" else form
 
     def _exactly(self, dynamics: Dynamics, columns: Sequence[int] | None) -> Forecast:
         s = self._setting
