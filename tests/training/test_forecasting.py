@@ -57,6 +57,25 @@ def test_a_linear_head_is_forecast_exactly(tiny_backbone: MakeBackbone, tiny_str
     assert made[1].new.samples.tasks.tolist() == [2] * 6
 
 
+def test_a_local_forecast_is_near_and_nearer_after_a_pilot(
+    tiny_backbone: MakeBackbone, tiny_stream: TaskStream
+) -> None:
+    plan = TrainingPlan(epochs=2, batch_size=8, lr=3e-2, device="cpu")
+    errors = []
+    for refine in (0.0, 0.5):
+        _, made = _run(_made(Finetune, tiny_backbone, tune="lora", rank=2), tiny_stream, plan, refine=refine)
+        assert made[0].forecast is not None
+        assert made[0].old is not None
+        assert (made[0].forecast.form, made[0].forecast.exact) == ("bilinear", False)
+        quality = made[0].old.quality()
+        assert quality is not None
+        errors.append(quality.relative_error)
+        assert made[0].error_so_far is None
+        assert made[1].error_so_far == abs(quality.accuracy_error)
+    assert errors[0] < 0.1
+    assert errors[1] < errors[0] / 10
+
+
 def _tensors(method: Method) -> dict[str, torch.Tensor]:
     return {key: value for key, value in method.state_dict().items() if isinstance(value, torch.Tensor)}
 
