@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tangentcl.errors import ModelError
 from tangentcl.forecast.inputs import Inputs
-from tangentcl.forecast.sites import Site, Values
+from tangentcl.forecast.sites import Site, Values, wide_values
 from tangentcl.kernels.batch import n_samples, samples
 from tangentcl.kernels.network import Network
 
@@ -73,7 +73,7 @@ class Derivatives:
 
 
 @contextmanager
-def _recorded(sites: Sequence[Site]) -> Iterator[list[tuple[list[Tensor], list[Tensor]]]]:
+def recorded(sites: Sequence[Site]) -> Iterator[list[tuple[list[Tensor], list[Tensor]]]]:
     """Inputs of each site's source and outputs of its target during a forward pass."""
     calls: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in sites]
     handles = []
@@ -85,8 +85,9 @@ def _recorded(sites: Sequence[Site]) -> Iterator[list[tuple[list[Tensor], list[T
         return hook
 
     def after(place: list[Tensor]) -> Any:
-        def hook(_: Any, inputs: Any, output: Tensor) -> None:
+        def hook(_: Any, inputs: Any, output: Tensor) -> Tensor:
             place.append(output)
+            return output.clone()  # an activation may change it in place
 
         return hook
 
@@ -131,20 +132,19 @@ def derivatives(
         for x, positions in inputs.parts(chunk):
             x, where = move(x), positions.to(directions.device)
             P = directions[where]
-            with _recorded(sites) as calls:
+            with recorded(sites) as calls:
                 h = features(x)
-            for i, found in enumerate(_pulled(h, P, sites, calls)):
+            for i, found in enumerate(pulled(h, P, sites, calls)):
                 for j, position in enumerate(positions.tolist()):
                     a, g, lost = _compressed(*sites[i].reduced(*_live(found[0][j], found[1][j])))
                     kept[i][position] = (a.to(dtype), g.to(dtype), lost)
             if rest:
                 rows[where] = _rest_rows(features, rest, x, P).to(dtype)
     joined = [(site, _joined(parts)) for site, parts in zip(sites, kept)]
-    start = {name: value.clone() for name, value in features.values.items()}
-    return Derivatives(joined, rest, rows, start)
+    return Derivatives(joined, rest, rows, wide_values(features))
 
 
-def _pulled(
+def pulled(
     h: Tensor, P: Tensor, sites: Sequence[Site], calls: list[tuple[list[Tensor], list[Tensor]]]
 ) -> list[tuple[Tensor, Tensor]]:
     """For every site the inputs [B, T, d_in] and the gradients [B, T, k, d_out] of the features along P [B, k, d]."""

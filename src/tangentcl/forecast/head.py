@@ -35,7 +35,8 @@ def linear_head(network: Network, x: Any) -> Linear | None:
     """The linear layer whose output is the model's output, called once per sample with features [n, d]; or None.
 
     Found by what it does on a few samples, and not by its name: ``classifier``, ``fc`` and peft's ``modules_to_save``
-    are the same to it.
+    are the same to it. Other numbers put out by it have to be the model's outputs too, or a clamp after it would not
+    show; and its parameters must be its own.
     """
     candidates = [m for m in network.model.modules() if isinstance(m, (nn.Linear, GrowingLinear))]
     with ExitStack() as stack:
@@ -45,4 +46,28 @@ def linear_head(network: Network, x: Any) -> Linear | None:
     for module, seen in zip(candidates, calls):
         if len(seen) == 1 and seen[0][0].ndim == 2 and seen[0][1].shape == f.shape and torch.equal(seen[0][1], f):
             found = module
+    if found is None or _is_shared(network.model, found) or not _is_last(network, found, x, f):
+        return None
     return found
+
+
+def _is_last(network: Network, module: nn.Module, x: Any, f: Tensor) -> bool:
+    """Whether nothing is done to what a layer puts out, shown by numbers of both signs and all sizes."""
+    draw = torch.randn(f.shape, generator=torch.Generator().manual_seed(0))
+    replaced: list[Tensor] = []
+
+    def hook(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        replaced.append((1e3 * draw).to(output))
+        return replaced[0].clone()
+
+    handle = module.register_forward_hook(hook)
+    try:
+        return torch.equal(network(x).to(replaced[0].dtype), replaced[0])
+    finally:
+        handle.remove()
+
+
+def _is_shared(model: nn.Module, head: nn.Module) -> bool:
+    """Whether another layer uses a parameter of the head, as an embedding that is tied to it does."""
+    own = {id(p) for p in head.parameters()}
+    return any(id(p) in own for m in model.modules() if m is not head for p in m.parameters(recurse=False))

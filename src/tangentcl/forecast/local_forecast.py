@@ -21,7 +21,8 @@ from tangentcl.forecast.old_kernel import JacobianModes
 from tangentcl.forecast.old_modes import old_modes
 from tangentcl.forecast.problem import linear_problem, loss_residual
 from tangentcl.forecast.setting import Setting
-from tangentcl.forecast.sites import LoRASite, Site, Values, find_sites
+from tangentcl.forecast.site_check import checked_sites
+from tangentcl.forecast.sites import LoRASite, Site, Values, find_sites, wide_values
 from tangentcl.forecast.tangent import along
 from tangentcl.forecast.trust import Trust, belief
 from tangentcl.kernels.network import Network
@@ -79,7 +80,7 @@ class LocalForecaster:
     def forecast(self, dynamics: Dynamics, *, refine: float = 0.0) -> Forecast:
         """The drift of the old outputs under a recipe; a share ``refine`` of it is really trained first."""
         s = self.setting
-        course, passes, pilot = Course(s.network.values), 0.0, math.nan
+        course, passes, pilot = Course(wide_values(s.network)), 0.0, math.nan
         around = self._here()
         if refine:
             stop = max(1, round(refine * len(dynamics.stepwise(len(s.new), s.device).rows)))
@@ -122,7 +123,7 @@ class LocalForecaster:
 
     def _here(self) -> Around:
         if self._around is None:
-            self._around = self._look(self.setting.network.values)
+            self._around = self._look(wide_values(self.setting.network))
         return self._around
 
     def _look(self, values: Values) -> Around:
@@ -131,6 +132,7 @@ class LocalForecaster:
         body = s.network if self.first_order else body
         head = None if self.first_order or s.head is None else s.head
         sites, rest = find_sites(body, head, first_order=self.first_order)
+        sites, rest = checked_sites(body, sites, rest, s.move(s.new.take(torch.arange(min(2, len(s.new))))))
         h = s.each(s.new, body, {})
         directions = self._directions(h).to(s.device, self._dtype())
         kept = self._affordable(body, sites, rest, directions)

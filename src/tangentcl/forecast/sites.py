@@ -19,12 +19,13 @@ class Site(ABC):
 
     Attributes:
         source: the module whose input is a; target: the module whose output is y.
-        names: of its parameters in the network.
+        names: of its parameters in the network; start: their values where the change is 0.
     """
 
     source: nn.Module
     target: nn.Module
     names: tuple[str, ...]
+    start: Values
 
     @abstractmethod
     def inputs(self, x: Tensor) -> Tensor:
@@ -101,7 +102,8 @@ class LoRASite(Site):
         self, first: nn.Module, second: nn.Module, names: tuple[str, str], start: Values, first_order: bool
     ) -> None:
         self.source, self.target, self.names = first, second, names
-        self.A, self.B = (start[name] for name in names)
+        self.start = {name: start[name] for name in names}
+        self.A, self.B = self.start.values()
         self._blind = not first_order and not (bool(self.B.any()) and bool(self.A.any()))
 
     @property
@@ -118,6 +120,14 @@ class LoRASite(Site):
         return (a @ self.A.T) @ (B - self.B).T + (a @ (A - self.A).T) @ self.B.T
 
 
+def wide_values(network: Network) -> Values:
+    """Copies of the parameters that move, in float32 or more: steps smaller than the rounding of bfloat16 add up."""
+    return {
+        name: value.to(torch.promote_types(value.dtype, torch.float32), copy=True)
+        for name, value in network.values.items()
+    }
+
+
 def find_sites(
     network: Network, apart: nn.Module | None, *, first_order: bool = False
 ) -> tuple[list[Site], tuple[str, ...]]:
@@ -129,7 +139,7 @@ def find_sites(
         first_order: leave out the product of LoRA factors where it is not of first order.
     """
     names = {id(p): name for name, p in network.parameters.items()}
-    start = {name: value.clone() for name, value in network.values.items()}  # the model may move on
+    start = wide_values(network)  # the model may move on
     excluded = {id(p) for p in apart.parameters()} if apart is not None else set()
     pairs = {id(first): second for first, second in _pairs(network.model)}
     seconds = {id(second) for second in pairs.values()}

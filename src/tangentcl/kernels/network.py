@@ -21,8 +21,13 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 @contextmanager
 def plain_attention() -> Iterator[None]:
     """Attention written out. The fused kernels have neither forward-mode derivatives nor rules for `torch.vmap`."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _Call(nn.Module):
@@ -104,8 +109,8 @@ class Network:
         return self._call.outputs(self._call.model, x)
 
     def at(self, values: dict[str, Tensor], x: Any) -> Tensor:
-        """Outputs [n, C] with other values of the parameters; for torch.func transforms."""
-        replaced = {f"model.{name}": value for name, value in values.items()}
+        """Outputs [n, C] with other values of the parameters, in their dtype; for torch.func transforms."""
+        replaced = {f"model.{name}": value.to(self.parameters[name].dtype) for name, value in values.items()}
         return torch.func.functional_call(self._call, replaced, (x,)).flatten(1)
 
     def _checked(self, f: Any, n: int) -> Tensor:
