@@ -85,7 +85,7 @@ class SequenceClassifier(Method):
         return logits
 
     def train(self, mode: bool = True) -> SequenceClassifier:
-        """Training mode where everything inside trains, as `tangentcl.nn.Backbone.train`: frozen layers drop nothing."""
+        """Training mode where everything inside trains, as in `Backbone.train`; frozen layers drop nothing."""
         super().train(mode)
         if mode:
             train_where_trainable(self.model)

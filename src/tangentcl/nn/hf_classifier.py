@@ -111,7 +111,7 @@ def extend_rows(layer: nn.Linear, n_outputs: int) -> None:
 
     >>> layer = nn.Linear(4, 2)
     >>> extend_rows(layer, 3)
-    >>> layer(torch.zeros(1, 4)).shape, float(layer.bias[2])
+    >>> layer(torch.zeros(1, 4)).shape, layer.bias[2].item()
     (torch.Size([1, 3]), 0.0)
     """
     new = torch.randn(n_outputs - layer.out_features, layer.in_features) * NEW_ROWS
