@@ -130,8 +130,7 @@ def test_forecasts_are_lines_that_stay_and_a_refusal_is_said_once(clock: Clock) 
         lines = [line for line in text.getvalue().splitlines() if "before task" in line or "after task" in line]
         assert [line.split("seed ")[1] for line in lines] == [
             "0: before task 2/3: forecast: old accuracy 100.0 % now, 50.0 % after it; 4 of 8 samples will be lost",
-            "0: after task 2/3: came true: old accuracy 60.0 %, predicted 50.0 %; 3 samples were lost, 4 predicted, "
-            "3 of them the same",
+            "0: after task 2/3: came true: old accuracy 60.0 %, 50.0 % predicted; samples lost: 3, 4 predicted, 3 both",
             "0: before task 3/3: no forecast: nothing trains",
             "1: before task 2/3: no forecast: nothing trains",
             "2: before task 2/3: no forecast: nothing trains",

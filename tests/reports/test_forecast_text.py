@@ -43,7 +43,7 @@ def test_a_line_before_and_one_after() -> None:
     exact = {**SUMMARY, "accuracy": {**SUMMARY["accuracy"], "low": 0.6, "high": 0.6}, "classes": []}
     assert before_line(exact).endswith("60.0 % after it; 34 of 90 samples will be lost")
     assert after_line(SUMMARY) == (
-        "came true: old accuracy 62.5 %, predicted 60.0 %; 32 samples were lost, 34 predicted, 31 of them the same"
+        "came true: old accuracy 62.5 %, 60.0 % predicted; samples lost: 32, 34 predicted, 31 both"
     )
 
 

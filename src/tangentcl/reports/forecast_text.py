@@ -41,8 +41,8 @@ def after_line(summary: Summary) -> str:
     """What was forgotten beside what was predicted, in one line."""
     found, flips = summary["accuracy"], summary["flips"]
     return (
-        f"came true: old accuracy {_percent(found['real'])} %, predicted {_percent(found['predicted'])} %; "
-        f"{flips['real']} samples were lost, {flips['predicted']} predicted, {flips['both']} of them the same"
+        f"came true: old accuracy {_percent(found['real'])} %, {_percent(found['predicted'])} % predicted; "
+        f"samples lost: {flips['real']}, {flips['predicted']} predicted, {flips['both']} both"
     )
 
 
