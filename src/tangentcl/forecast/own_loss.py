@@ -33,13 +33,15 @@ def loss_columns(
         candidates: outputs in the loss; None = all.
 
     Raises:
-        ModelError: another loss, with both values.
+        ModelError: another loss, with both values. DataError: labels without an output.
     """
     own_loss = getattr(model, "training_loss", None)
     if not callable(own_loss):
         return candidates[0]
     assert new.labels is not None
     few = torch.arange(len(outputs))
+    if not new.labels.is_floating_point():
+        check_targets(new.labels, torch.arange(outputs.shape[1]), len(new))
     actual, terms = _own(model, own_loss, move(new.take(few)), new.labels[few])
     said = []
     for columns in candidates:

@@ -121,6 +121,10 @@ class Network:
                 "outputs=lambda model, batch: model(**batch).logits"
             )
         f = f.flatten(1)
+        if not f.shape[1]:
+            raise ModelError(
+                f"{type(self.model).__name__} has no outputs: its head has to be grown to the classes first"
+            )
         finite = f.detach().isfinite().all(dim=1)
         if not bool(finite.all()):
             raise ModelError(f"the outputs of {int((~finite).sum())} of {n} samples are not finite")
