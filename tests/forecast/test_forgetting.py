@@ -137,26 +137,69 @@ def test_models_that_are_refused(tiny_backbone: MakeBackbone, tiny_stream: TaskS
         method.begin_task(task)
         return method
 
-    for tune in ("lora", "full"):
-        with pytest.raises(ModelError, match=r"only linear heads are supported so far: besides its head, Finetune"):
-            forecast_forgetting(begun(Finetune(tiny_backbone(), tune=tune)), old, task, dynamics)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="NCM has a Backbone as backbone and a PrototypeHead"):
+    lora = begun(Finetune(tiny_backbone(), tune="lora", targets=("q", "v")))
+    with pytest.raises(ModelError, match=r"form='exact' needs a linear head.*lora_A.* of 4 others train"):
+        forecast_forgetting(lora, old, task, dynamics, form="exact")
+    with pytest.raises(ModelError, match="no linear layer makes the outputs"):
+        forecast_forgetting(_grown_pair(tiny_backbone()), old, task, dynamics, form="exact")
+    with pytest.raises(ModelError, match="nothing of NCM trains"):
         forecast_forgetting(begun(NCM(tiny_backbone())), old, task, dynamics)
-    with pytest.raises(ModelError, match=r"the pair has .* CosineLinear as head"):
+    with pytest.raises(ModelError, match=r"has no outputs: its head has to be grown"):
         forecast_forgetting((tiny_backbone(), CosineLinear(16)), old, task, dynamics)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="only linear heads"):
-        forecast_forgetting(begun(Replay(tiny_backbone(), tune="head")), old, task, dynamics)
     with pytest.raises(DataError, match="not among the outputs in the loss"):
         forecast_forgetting(begun(Finetune(tiny_backbone(), tune="head")), old, tiny_stream[1], dynamics)
 
 
+def _grown_pair(network: Backbone) -> Any:
+    head = CosineLinear(16)
+    head.grow(2)
+    return network, head
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_what_adapts_the_backbone_is_forecast_locally(
+    tiny_backbone: MakeBackbone, tiny_stream: TaskStream, tune: str
+) -> None:
+    method = Finetune(tiny_backbone(), tune=tune, targets=("q", "v"))  # type: ignore[arg-type]
+    method.begin_task(tiny_stream[0])
+    forecast = forecast_forgetting(method, tiny_stream[0].test, tiny_stream[0], GradientDescent(lr=0.01, steps=3))
+    assert (forecast.form, forecast.exact) == ("bilinear", False)
+    assert forecast.trust is not None
+    assert forecast.trust.level == "high"
+
+
+def test_stored_samples_are_trained_on_too(tiny_backbone: MakeBackbone, tiny_stream: TaskStream) -> None:
+    torch.manual_seed(0)
+    method, task, old = Replay(tiny_backbone(), tune="head", budget=9), tiny_stream[1], tiny_stream[0].test
+    method.begin_task(tiny_stream[0])
+    method.end_task(tiny_stream[0])
+    method.begin_task(task)
+    samples = method.training_samples(task)
+    assert len(samples) == len(task.train) + 9
+    plan = TrainingPlan(epochs=2, batch_size=8, optimizer="sgd", lr=0.05, device="cpu")
+    forecast = forecast_forgetting(method, old, task, recipe(plan, len(samples), task.index))
+    assert forecast.exact
+    before = _outputs(method, old)  # type: ignore[arg-type]
+    TaskFit(method, task, samples, plan, Runtime(device="cpu"), lambda *_: None).run()
+    real = _outputs(method, old) - before  # type: ignore[arg-type]
+    assert (forecast.drift - real).norm() < 1e-5 * real.norm()
+
+
 def test_a_model_that_minimises_something_else_is_refused(tiny_backbone: MakeBackbone, tiny_stream: TaskStream) -> None:
     method, task, old = _prepared(tiny_backbone(), tiny_stream, "current"), tiny_stream[1], tiny_stream[0].test
-    with pytest.raises(ModelError, match=r"the recipe minimises cross_entropy over 4 outputs.*task\.classes"):
-        forecast_forgetting(method, old, task, GradientDescent(lr=0.1, steps=3))
+    plain = GradientDescent(lr=0.1, steps=3)
+    with pytest.raises(
+        ModelError, match=r"the recipe minimises cross_entropy, which is .* over 4 outputs.*task\.classes"
+    ):
+        forecast_forgetting(method, old, task, plain, columns=range(4))
+    asked = forecast_forgetting(method, old, task, plain)  # without columns the method is asked
+    assert torch.equal(asked.drift, forecast_forgetting(method, old, task, plain, columns=task.classes).drift)
+    assert not asked.drift[:, :2].any()
     squared = GradientDescent(lr=0.1, steps=3, loss="squared_error")
-    with pytest.raises(ModelError, match="the recipe minimises squared_error"):
+    with pytest.raises(ModelError, match=r"the recipe minimises squared_error, which is .* over 2 outputs"):
         forecast_forgetting(method, old, task, squared, columns=task.classes)
+    with pytest.raises(ModelError, match=r"squared_error, which is \S+ over 4 outputs or \S+ over 2 outputs"):
+        forecast_forgetting(method, old, task, squared)
     pair = (method.backbone, method.head)
     assert forecast_forgetting(pair, old, task, squared).exact  # a pair has no loss of its own
 
