@@ -85,9 +85,9 @@ class LocalForecaster:
         if refine:
             stop = max(1, round(refine * len(dynamics.stepwise(len(s.new), s.device).rows)))
             guess = self._drift(around, self._follow(around, dynamics, stop).values)[0]
-            course = self._really(course, dynamics, stop)
+            course, before = self._really(course, dynamics, stop), self.outputs  # of the values held now
             with s.holding(course.values):
-                truth = s.each(s.old, s.network, {}) - self.outputs
+                truth = s.each(s.old, s.network, {}) - before
                 around = self._look(course.values)
                 passes += 3 * sum(len(r) for r in _rows(dynamics, s, stop)) + 4 * len(s.old)
                 pilot = _cosine(guess, truth)
