@@ -55,8 +55,9 @@ if TYPE_CHECKING:
     from tangentcl.methods import METHODS, NCM, Finetune, Joint, Method, Replay
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
-    from tangentcl.training import StreamResult, TrainingPlan, recipe, run_stream
+    from tangentcl.training import StreamResult, TrainingPlan, run_stream
     from tangentcl.training.moments import load_moments
+    from tangentcl.training.recipe import recipe
 
 __version__ = "0.1.0"
 
@@ -65,12 +66,13 @@ _ROOMS = {
     "nn": "backbone from_module Backbone add_lora add_peft",
     "kernels": "Kernel FeatureKernel EmpiricalNTK ConjugateKernel PseudoNTK SketchedNTK",
     "forecast": (
-        "forecast_forgetting prepare_forecast Prepared forecast_linear forecast_streamed forecast_from_moments Forecast "
-        "StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order vulnerability "
-        "rank_bound plan_training Candidate TrainingChoice"
+        "forecast_forgetting prepare_forecast Prepared forecast_linear forecast_streamed forecast_from_moments "
+        "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
+        "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
     "methods": "METHODS Method Finetune NCM Joint Replay",
-    "training": "TrainingPlan run_stream StreamResult recipe",
+    "training": "TrainingPlan run_stream StreamResult",
+    "training.recipe": "recipe",
     "training.moments": "load_moments",
     "experiments": "load_experiment Experiment",
     "experiments.run": "run_experiment",

@@ -142,9 +142,11 @@ def follow(
                 f"training with {type(dynamics).__name__} diverges at step {step + 1} of {len(found.rows)}: outputs "
                 "become infinite. Try a smaller lr."
             )
-        gradients = torch.autograd.grad(f, list(values.values()), residual, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(f, list(values.values()), residual, allow_unused=True)
         with torch.no_grad():
             for (name, value), gradient in zip(values.items(), gradients):
+                if gradient is None:  # a torch optimiser leaves it alone, decay included
+                    continue
                 rate = found.head_rates[step] if name in head_names else found.rates[step]
                 rules[name](value, gradient, rate)
     return Course({name: value.detach() for name, value in values.items()}, rules, end)
