@@ -151,7 +151,7 @@ def _modes(forecast: Forecast, old: Outlook, names: Sequence[str]) -> dict[str, 
         "effective_rank": found.effective_rank,
         "outside_share": found.outside / found.total if found.total else 0.0,
         "n_samples": len(positions),
-        "kronecker_bound": None,
+        "kronecker_bound": forecast.old_kernel.rank_bound,
         "top": [
             {
                 "eigenvalue": mode.eigenvalue,

@@ -75,6 +75,10 @@ class Ridge(Dynamics):
         if self.centre not in ("initial", "zero"):
             raise ConfigError(f"centre must be 'initial' or 'zero', got {self.centre!r}")
 
+    @property
+    def in_span(self) -> bool:
+        return self.centre == "initial"
+
     def learn(self, problem: LinearProblem) -> tuple[Tensor, float]:
         if self.centre == "initial":
             return ridge(problem.features, -problem.residual, self.strength)

@@ -82,6 +82,11 @@ class Dynamics(ABC):
         """Factor on weights without gradient, minus 1."""
 
     @property
+    def in_span(self) -> bool:
+        """Whether every update lies in the span of the new features; not so with weight decay."""
+        return not getattr(self, "weight_decay", 0.0)
+
+    @property
     def has_steps(self) -> bool:
         """Whether the recipe can be followed step by step (`stepwise`)."""
         return type(self).stepwise is not Dynamics.stepwise

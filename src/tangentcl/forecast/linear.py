@@ -89,7 +89,9 @@ def linear_forecast(
         outputs=outputs,
         drift=drift,
         seen=seen,
-        old_kernel=FeatureModes(features.detach(), head.bias is not None),
+        old_kernel=FeatureModes(
+            features.detach(), head.bias is not None, problem if dynamics.in_span else None, dynamics.loss
+        ),
         exact=not notes,
         residual=moved.residual,
         notes=notes,

@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tangentcl.forecast.vulnerability import Vulnerability, eigenspaces, vulnerability
-from tangentcl.linalg import Spectrum, gram_spectrum
+from tangentcl.forecast.problem import LinearProblem
+from tangentcl.forecast.vulnerability import Vulnerability, eigenspaces, rank_bound, vulnerability
+from tangentcl.linalg import Spectrum, gram_spectrum, with_constant
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class OldKernel(ABC):
     def arranged(self, drift: Tensor) -> Tensor:
         """A drift over all old samples [n, C] as vectors over the spectrum's rows."""
 
+    @property
+    def rank_bound(self) -> int | None:
+        """Dimension of the space of all drifts that the new samples can cause; None where no rule tells it."""
+        return None
+
     def vulnerability(self, drift: Tensor) -> Vulnerability:
         """Energy of a drift [n, C] in every eigenspace."""
         return vulnerability(self.spectrum, self.arranged(drift))
@@ -71,10 +77,20 @@ class FeatureModes(OldKernel):
 
     Attributes:
         features: [n, d]; bias: whether the head has one.
+        problem: the new samples, where the recipe is a function of the kernel; loss: of the recipe.
     """
 
     features: Tensor
     bias: bool
+    problem: LinearProblem | None = None
+    loss: str = "cross_entropy"
+
+    @cached_property
+    def rank_bound(self) -> int | None:
+        if self.problem is None:
+            return None
+        old, new = with_constant(self.features, float(self.bias)), self.problem.features.to(self.features.device)
+        return rank_bound(old, new, len(self.problem.columns), loss=self.loss, bias=False)
 
     @property
     def positions(self) -> Tensor:

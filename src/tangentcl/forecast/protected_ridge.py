@@ -45,6 +45,10 @@ class ProtectedRidge(Dynamics):
         if self.moment.ndim != 2 or self.moment.shape[0] != self.moment.shape[1]:
             raise DataError(f"expected a second moment [d, d], got {list(self.moment.shape)}")
 
+    @property
+    def in_span(self) -> bool:
+        return False  # the penalty turns updates away from the new features
+
     def learn(self, problem: LinearProblem) -> tuple[Tensor, float]:
         features, d = problem.features, problem.features.shape[1]
         if len(self.moment) != d:

@@ -101,6 +101,10 @@ class AdamW(Dynamics):
             raise ConfigError(f"steps={self.steps}, but there are {len(self.batches)} batches. Leave steps out.")
         self._head_rates()
 
+    @property
+    def in_span(self) -> bool:
+        return False
+
     def learn(self, problem: LinearProblem) -> tuple[Tensor, float]:
         found = self.stepwise(len(problem.features), problem.features.device)
         return recurse(problem, FeatureSpace(problem), self._rule(), self.loss, found.head_rates, found.rows), 0.0
