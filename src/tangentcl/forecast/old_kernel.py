@@ -42,11 +42,7 @@ class OldKernel(ABC):
     @property
     @abstractmethod
     def spectrum(self) -> Spectrum:
-        """Of the kernel, over samples or over pairs (sample, output)."""
-
-    @abstractmethod
-    def arranged(self, drift: Tensor) -> Tensor:
-        """A drift over all old samples [n, C] as vectors over the spectrum's rows."""
+        """Of the kernel of one output, over samples."""
 
     @property
     def rank_bound(self) -> int | None:
@@ -55,7 +51,7 @@ class OldKernel(ABC):
 
     def vulnerability(self, drift: Tensor) -> Vulnerability:
         """Energy of a drift [n, C] in every eigenspace."""
-        return vulnerability(self.spectrum, self.arranged(drift))
+        return vulnerability(self.spectrum, drift[self.positions.to(drift.device)])
 
     def modes(self, drift: Tensor, k: int) -> list[Mode]:
         """The k eigenspaces that hold most of a drift [n, C], most first."""
@@ -64,10 +60,9 @@ class OldKernel(ABC):
         modes = []
         for index in found.order[:k].tolist():
             members = (space == index).nonzero().flatten().tolist()
-            squared = self.spectrum.modes(members).square().sum(dim=1) / len(members)
-            per_sample = squared.view(len(self.positions), -1).sum(dim=1)
+            loading = self.spectrum.modes(members).square().sum(dim=1) / len(members)
             share = float(found.energy[index]) / max(found.total, 1e-300)
-            modes.append(Mode(index, float(found.values[index]), share, per_sample))
+            modes.append(Mode(index, float(found.values[index]), share, loading))
         return modes
 
 
@@ -100,16 +95,13 @@ class FeatureModes(OldKernel):
     def spectrum(self) -> Spectrum:
         return gram_spectrum(self.features, float(self.bias))
 
-    def arranged(self, drift: Tensor) -> Tensor:
-        return drift
-
 
 @dataclass(frozen=True)
 class JacobianModes(OldKernel):
-    """The tangent kernel :math:`J J^\\top` of some old samples, over pairs (sample, output).
+    """The tangent kernel of some old samples, averaged over outputs (see `tangentcl.forecast.old_modes.old_modes`).
 
     Attributes:
-        decomposed: the kernel [m C, m C]; chosen: positions of the m samples, int64 [m].
+        decomposed: the kernel [m, m]; chosen: positions of the m samples, int64 [m].
     """
 
     decomposed: Spectrum
@@ -122,6 +114,3 @@ class JacobianModes(OldKernel):
     @property
     def spectrum(self) -> Spectrum:
         return self.decomposed
-
-    def arranged(self, drift: Tensor) -> Tensor:
-        return drift[self.chosen.to(drift.device)].reshape(-1, 1)

@@ -12,20 +12,26 @@ from tangentcl.linalg import Spectrum
 
 
 def old_modes(setting: Setting) -> tuple[JacobianModes, float]:
-    """Eigenspaces of the kernel of as many old samples as make ``setting.modes`` rows, and the forward passes it took.
+    r"""Eigenspaces of the kernel of some old samples, averaged over outputs, and the forward passes it took.
 
-    Samples are chosen class by class in turn, with a fixed seed.
+    :math:`G_{ij} = \frac1C \sum_c K_{ic,jc}`, so that modes are over samples as those of a linear head, whose kernel
+    is :math:`G \otimes I_C`. Near that structure the C eigenvalues that belong together are nearly equal, and their
+    eigenvectors in :math:`R^{nC}` arbitrary mixtures.
+
+    As many samples as make ``setting.modes`` rows of K, class by class in turn, with a fixed seed.
     """
     n, C = len(setting.old), setting.n_outputs
     positions = in_turn(n, setting.old.labels, min(n, max(1, setting.modes // C)))
     network = setting.network
     kernel = EmpiricalNTK(network.model, network.output_function, list(network.parameters), memory=setting.memory)
     K = kernel(setting.move(setting.old.take(positions))).to_dense().cpu()
-    values, vectors = torch.linalg.eigh((K + K.T) / 2)
+    m = len(positions)
+    G = K.view(m, C, m, C).diagonal(dim1=1, dim2=3).mean(dim=2)
+    values, vectors = torch.linalg.eigh((G + G.T) / 2)
     values, vectors = values.flip(0), vectors.flip(1)
-    kept = values > len(K) * torch.finfo(torch.float32).eps * values[:1].clamp(min=0)
-    spectrum = Spectrum(values[kept], vectors[:, kept], True, K, 0.0)
-    return JacobianModes(spectrum, positions), len(positions) * (1.0 + C)
+    kept = values > m * torch.finfo(torch.float32).eps * values[:1].clamp(min=0)
+    spectrum = Spectrum(values[kept], vectors[:, kept], True, G, 0.0)
+    return JacobianModes(spectrum, positions), m * (1.0 + C)
 
 
 def in_turn(n: int, labels: Tensor | None, m: int) -> Tensor:
