@@ -71,7 +71,7 @@ def test_a_local_forecast_is_near_and_nearer_after_a_pilot(
         assert quality is not None
         errors.append(quality.relative_error)
         assert made[0].error_so_far is None
-        assert made[1].error_so_far == abs(quality.accuracy_error)
+        assert made[1].error_so_far == quality.relative_error
     assert errors[0] < 0.1
     assert errors[1] < errors[0] / 10
 
@@ -163,7 +163,12 @@ def test_what_the_recipe_leaves_out_is_noted(tiny_backbone: MakeBackbone, tiny_s
     assert "clipped" in first.forecast.sentence
     assert first.error_so_far is None  # nothing is known of such forecasts before the first
     assert first.old is not None
-    assert second.error_so_far == abs(first.old.accuracy("predicted") - first.old.accuracy("real"))
+    quality = first.old.quality()
+    assert quality is not None
+    assert second.error_so_far == quality.relative_error
+    assert second.old is not None
+    low, high = second.old.band(quality.relative_error)
+    assert low <= second.old.accuracy("predicted") <= high
 
 
 class Swapped(Finetune):

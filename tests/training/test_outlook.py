@@ -51,7 +51,7 @@ def test_old_outputs_compete_now_and_all_of_them_later(old: OldSamples, tiny_str
     assert found.margins("predicted").tolist() == [-6.0, -8.0 + 7.0, -1.0, 1.0, -1.0]
     assert found.lost("predicted").tolist() == [True, False, True, False, True]
     assert found.at_risk(3).tolist() == [0, 2, 4]
-    assert [found.accuracy(when) for when in ("now", "predicted", "real")] == [0.8, 0.2, 0.4]  # type: ignore[arg-type]
+    assert [found.accuracy(when) for when in ("now", "predicted", "real")] == [0.8, 0.2, 0.4]
     quality = found.quality()
     assert quality is not None
     assert quality.accuracy_error == pytest.approx(-0.2)
@@ -70,3 +70,9 @@ def test_the_truth_is_not_known_before(old: OldSamples, tiny_stream: TaskStream)
     assert before.quality() is None
     with pytest.raises(AssertionError, match="before training"):
         before.correct("real")
+
+
+def test_the_band_is_the_accuracy_with_drifts_off_to_either_side(old: OldSamples, tiny_stream: TaskStream) -> None:
+    found = _outlook(old, tiny_stream, per_task=False)
+    # Of 6 outputs a drift of length 6, 3 and 2 moves a margin of -1, 1 and -1 by 3.46, 1.73 and 1.15 times the error.
+    assert [found.band(error) for error in (0.0, 0.3, 0.6, 0.9)] == [(0.2, 0.2), (0.2, 0.4), (0.0, 0.4), (0.0, 0.6)]

@@ -71,7 +71,7 @@ def in_short(kept: TaskForecast) -> dict[str, Any]:
 
 def _accuracy(old: Outlook, error: float | None) -> dict[str, float | None]:
     predicted = old.accuracy("predicted")
-    band = (None, None) if error is None else (max(0.0, predicted - error), min(1.0, predicted + error))
+    band = (None, None) if error is None else old.band(error)
     return {
         "now": old.accuracy("now"),
         "predicted": predicted,

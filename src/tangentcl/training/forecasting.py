@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +73,7 @@ class StageForecast:
         reason: why there is no forecast, else None.
         forecast: of the old samples; None where it was refused.
         old: the old samples with outputs and drift. new: held-out samples of the task, where asked for.
-        error_so_far: largest absolute error of predicted accuracy among this run's earlier forecasts of the same form;
+        error_so_far: largest relative error of the drift among this run's earlier forecasts of the same form;
             None before the first of a local form.
         seconds: that the forecast took. training_seconds: that the training took; None before.
     """
@@ -156,7 +157,7 @@ class Forecasting:
         self.made: list[StageForecast] = []
         self._past: list[Task] = []
         self._began = 0.0
-        self._errors: dict[str, float] = {"exact": 0.0}  # form -> largest error of accuracy so far
+        self._errors: dict[str, float] = {"exact": 0.0}  # form -> largest relative error of the drift so far
 
     def before(self, stage: Stage) -> None:
         """Forecast the stage, unless nothing was learned before."""
@@ -174,9 +175,9 @@ class Forecasting:
         found = self.made.pop()
         with undisturbed(stage):
             old, new = (self._truth(outlook, stage) for outlook in (found.old, found.new))
-        if old is not None:
-            error = abs(old.accuracy("predicted") - old.accuracy("real"))
-            self._errors[_form(found)] = max(error, self._errors.get(_form(found), 0.0))
+        quality = None if old is None else old.quality()
+        if quality is not None and _form(found) != "exact" and math.isfinite(quality.relative_error):
+            self._errors[_form(found)] = max(quality.relative_error, self._errors.get(_form(found), 0.0))
         self._keep(dataclasses.replace(found, old=old, new=new, training_seconds=seconds))
 
     def _truth(self, outlook: Outlook | None, stage: Stage) -> Outlook | None:

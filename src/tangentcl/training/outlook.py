@@ -65,6 +65,17 @@ class Outlook:
         """Share of samples that are right."""
         return float(self.correct(when).double().mean())
 
+    def band(self, error: float) -> tuple[float, float]:
+        r"""Lowest and highest accuracy after training if the drift is off by a share ``error`` of itself.
+
+        A sample's drift :math:`\hat D_i` is then off by :math:`\epsilon\|\hat D_i\|`. Spread evenly over C outputs, this
+        moves its margin by :math:`\epsilon\|\hat D_i\|\sqrt{2/C}`, for all samples to the bad side, or to the good one.
+        """
+        predicted, margin = self.accuracy("predicted"), self.margins("predicted")
+        room = error * self.drift.norm(dim=1) * (2 / self.drift.shape[1]) ** 0.5
+        low, high = (float((margin + side * room > 0).double().mean()) for side in (-1, 1))
+        return min(low, predicted), max(high, predicted)
+
     def lost(self, when: When) -> Tensor:
         """Samples that are right now and will be wrong, or became wrong, bool [n]."""
         return self.correct("now") & ~self.correct(when)
