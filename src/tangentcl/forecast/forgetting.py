@@ -22,8 +22,8 @@ from tangentcl.forecast.local_forecast import LocalForecaster
 from tangentcl.forecast.own_loss import PROBE, loss_columns
 from tangentcl.forecast.problem import LinearProblem, check_columns, check_targets, linear_problem
 from tangentcl.forecast.setting import Setting
+from tangentcl.kernels.batch import tensors, with_tensors
 from tangentcl.kernels.network import Network, Outputs
-from tangentcl.nn.backbone import to_device
 
 Form = Literal["auto", "exact", "bilinear", "ntk"]
 FORMS = ("auto", "exact", "bilinear", "ntk")
@@ -47,6 +47,11 @@ class Prepared:
         self._new: Tensor | None = None
         self._local: dict[str, LocalForecaster] = {}
         self.form = self._form(form)
+
+    @property
+    def setting(self) -> Setting:
+        """Model, head and samples, as they were found."""
+        return self._setting
 
     def forecast(self, dynamics: Dynamics, *, refine: float = 0.0) -> Forecast:
         """What this recipe will do to the old outputs.
@@ -85,6 +90,13 @@ class Prepared:
         pieces = {"weight": moved[: s.head.weight.shape[1]].T, "bias": moved[-1]}
         own = {key: p for key, p in s.head.named_parameters(recurse=False) if id(p) in names}
         return {names[id(p)]: (p.detach().double() + pieces[key].to(p.device)).to(p.dtype) for key, p in own.items()}
+
+    def new_features(self, after: dict[str, Tensor], loss: str = "cross_entropy") -> tuple[Tensor, Tensor, float]:
+        """What goes into the head on the new samples now and with the parameters ``after``, [n, d], and the gap there.
+
+        For forms that follow features; see `tangentcl.forecast.Trust` for the gap.
+        """
+        return self._localised(loss, self.columns(loss)).new_features(after)
 
     def look(self, loss: str = "cross_entropy") -> Prepared:
         """Do now what all recipes with this loss share, instead of at the first forecast; returns itself."""
@@ -225,7 +237,7 @@ def prepare_forecast(
         raise DataError("new samples need labels: pass new=(batch, labels)")
     network = Network(whole, outputs)
     device = next(iter(network.parameters.values())).device
-    move: Callable[[Any], Any] = partial(to_device, device=device)
+    move: Callable[[Any], Any] = partial(_moved, device=device)
     with network.evaluating():
         probe = network.check(move(given_new.take(torch.arange(min(2, len(given_new))))))
         head = linear_head(network, move(given_new.take(torch.arange(min(2, len(given_new))))))
@@ -247,6 +259,11 @@ def prepare_forecast(
         memory=memory,
     )
     return Prepared(setting, form=form, columns=candidates, loss_of=whole)
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    """A batch on another device; what is not a tensor stays."""
+    return with_tensors(x, [t.to(device, non_blocking=True) for t in tensors(x)])
 
 
 def _training_samples(model: Any, new: Any) -> Any:

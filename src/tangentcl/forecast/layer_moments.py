@@ -133,6 +133,18 @@ class LayerForecast:
         """Sum of the energies over the layers."""
         return float(self.energy.sum())
 
+    def to_dict(self) -> dict[str, Any]:
+        """In plain values, the layers by descending relative change."""
+        rows = zip(self.layers, self.energy.tolist(), self.relative.tolist())
+        return {
+            "total": self.total,
+            "left_out": list(self.left_out),
+            "layers": [
+                {"layer": name, "energy": energy, "relative": relative}
+                for name, energy, relative in sorted(rows, key=lambda row: -row[2])
+            ],
+        }
+
 
 def forecast_layers(
     moments: Sequence[TaskMoments],

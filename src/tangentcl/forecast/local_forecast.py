@@ -15,7 +15,7 @@ from tangentcl.forecast.dynamics import Dynamics
 from tangentcl.forecast.factors import TOKENS, derivatives
 from tangentcl.forecast.forecast import Cost, Forecast
 from tangentcl.forecast.inputs import Inputs
-from tangentcl.forecast.local import Course, Head, Local, Objective, follow
+from tangentcl.forecast.local import Course, Head, Local, Objective, follow, saturated
 from tangentcl.forecast.ntk_closed_form import closed_form_values
 from tangentcl.forecast.old_kernel import JacobianModes
 from tangentcl.forecast.old_modes import old_modes
@@ -107,7 +107,7 @@ class LocalForecaster:
             old_kernel=self._modes,
             form="ntk" if self.first_order else "bilinear",
             exact=False,
-            notes=(*s.notes, *self._said(around)),
+            notes=(*s.notes, *self._said(around), *self._training_notes()),
             labels=None if s.old.labels is None or s.old.labels.is_floating_point() else s.old.labels,
             trust=trust,
             cost=Cost(forward_passes=passes + around.passes + looked),
@@ -116,6 +116,26 @@ class LocalForecaster:
     def parameters_after(self, dynamics: Dynamics) -> Values:
         """Values of what trains at the end of the recipe, by name, as the local model has them."""
         return self._follow(self._here(), dynamics, None).values
+
+    def new_features(self, values: Values) -> tuple[Tensor, Tensor, float]:
+        """Features of the new samples before and after, [n, d] on the CPU, and the gap of their outputs (see `Trust`).
+
+        After: the mean of the network's and the local model's, with weights by the gap (`belief`). The network has to
+        have a head.
+        """
+        s, around = self.setting, self._here()
+        body, head = s.body(), around.local.head
+        assert head is not None
+        h, moved = along(s, body, around.sites, around.start, values, s.new)
+        local = saturated(h, moved)
+        actual = s.each(s.new, body, {name: values[name] for name in body.parameters})
+        before, near, there = (
+            head.outputs(x.to(s.device, self._dtype()), at).double()
+            for x, at in ((h, around.start), (local, values), (actual, values))
+        )
+        gap = _relative(there - near, near - before)
+        weight = belief(gap)
+        return h, weight * actual + (1 - weight) * local, gap
 
     def look(self) -> None:
         """Find what forecasts of all recipes share."""
@@ -240,6 +260,9 @@ class LocalForecaster:
         if lost > 0.01:
             said += f"; sums over tokens are compressed and lose up to {100 * lost:.0f} % of a derivative"
         return (said,)
+
+    def _training_notes(self) -> tuple[str, ...]:
+        return ("training runs dropout, in the forecast none is",) if self.setting.network.drops_in_training else ()
 
     def _dtype(self) -> torch.dtype:
         parameter = next(iter(self.setting.network.parameters.values()))

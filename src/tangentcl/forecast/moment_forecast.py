@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from tangentcl.errors import DataError
+from tangentcl.forecast.layer_moments import LayerForecast
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.forecast.streamed_forecast import moment_vulnerability
+from tangentcl.forecast.trust import Trust
 from tangentcl.forecast.vulnerability import Vulnerability
 
 ROUNDING = 1e-12  # of the sum of squares: what a sketch may leave out and still count as exact
@@ -23,19 +25,26 @@ DRAWS = 4096  # samples per class of the Gaussian model; a standard error below 
 class MomentForecast:
     r"""What training does to a linear head's outputs on old tasks, from moments alone: :math:`\|\Phi_o \delta_c\|^2`.
 
-    Exact where the stored second moments are; otherwise an estimate between two bounds that hold for any data. Means of
-    each class are exact in either case. Accuracies rest on a model of the features, see `accuracy`.
+    For a frozen backbone exact where the stored second moments are; otherwise an estimate between two bounds that hold
+    for any data. Means of each class are exact in either case. Accuracies rest on a model of the features, see
+    `accuracy`.
+
+    Where the features train too, all of it is an estimate. With features that move by :math:`A^\top \varphi` and a new
+    head W, δ is the change of the head plus :math:`A W`, and ``layers`` are a proxy beside it.
 
     Attributes:
         moments: of the old tasks.
-        change: of the head, float64 [d + 1, C].
+        change: δ, of the outputs as a linear function of the features before, float64 [d + 1, C].
         head: before training, float64 [d + 1, C].
         seen: outputs that count for the accuracy now.
-        bias: whether the head has one; without, the last rows of head and change are zero.
+        bias: whether the constant counts; without, the last rows of head and change are zero.
         energy: squared drift summed over a task's samples, per output, float64 [T, C].
         low, high: bounds on it, [T, C].
         residual: relative residual of the linear solve behind the change.
         notes: what is not exact, one sentence each.
+        shift: the part of δ by features that move, [d + 1, C]; None where they stay.
+        layers: how far the outputs of adapted layers move; None where nothing is known of them.
+        trust: how far to believe the local model where features move, its gap that on the new samples; else None.
     """
 
     moments: tuple[TaskMoments, ...]
@@ -48,6 +57,9 @@ class MomentForecast:
     high: Tensor
     residual: float = 0.0
     notes: tuple[str, ...] = ()
+    shift: Tensor | None = field(default=None, repr=False)
+    layers: LayerForecast | None = None
+    trust: Trust | None = None
 
     @property
     def n(self) -> Tensor:
@@ -68,6 +80,14 @@ class MomentForecast:
     def rms(self) -> float:
         """Root of the mean over samples and outputs of the squared drift."""
         return float(self.mean_square.mean().sqrt())
+
+    @property
+    def head_rms(self) -> float:
+        """The same for the change of the head alone, with features that stay where they are."""
+        if self.shift is None:
+            return self.rms
+        energy = torch.stack([task.features.energy(self.change - self.shift) for task in self.moments])
+        return float((energy.sum() / (self.n.sum() * energy.shape[1])).sqrt())
 
     @property
     def task_rms(self) -> Tensor:
@@ -145,6 +165,7 @@ class MomentForecast:
             "notes": list(self.notes),
             "n_old": int(self.n.sum()),
             "drift_rms": self.rms,
+            "head_rms": self.head_rms,
             "drift_rms_low": float((self.low.sum() / n_values).sqrt()),
             "drift_rms_high": float((self.high.sum() / n_values).sqrt()),
             "estimated_accuracy": {"now": now, "after": after},
@@ -153,6 +174,9 @@ class MomentForecast:
                 for t, rms, before, later in tasks
             ],
             "vulnerable_rank": {str(share): self.vulnerable_rank(share) for share in (0.9, 0.95, 0.99)},
+            "n_spaces": len(self.vulnerability.values),
+            "trust": None if self.trust is None else self.trust.to_dict(),
+            "layers": None if self.layers is None else self.layers.to_dict(),
         }
 
 
