@@ -17,12 +17,20 @@ if TYPE_CHECKING:
 ABOUT = """What training on new samples will do to the answers on old ones, before a gradient step is taken.
 
   tangentcl forecast RUN --task 2                           a task of a run, with the truth where it is known
+  tangentcl forecast RUN --task 2 --from-moments            the same without old data, from what the run kept
   tangentcl forecast RUN --old OLD.csv --new NEW.csv        the run's final learner and files of yours
   tangentcl forecast --model FOLDER --old OLD.csv --new NEW.csv --lr 2e-5
                                                             a transformers classifier, or a peft adapter"""
 
 
-NEEDED = {"replay": "task", "tune": "model", "class_names": "model", "text_column": "old", "label_column": "old"}
+NEEDED = {
+    "replay": "task",
+    "from_moments": "task",
+    "tune": "model",
+    "class_names": "model",
+    "text_column": "old",
+    "label_column": "old",
+}
 
 
 def add_parser(commands: Any) -> None:
@@ -37,6 +45,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--task", type=int, metavar="T", help="the task that is about to be learned, counted from 0")
     parser.add_argument(
         "--replay", action="store_true", help="with --task: train the tasks before T again where they were not stored"
+    )
+    parser.add_argument(
+        "--from-moments",
+        action="store_true",
+        help="with --task: without old samples, from the moments of their features that the run kept",
     )
     parser.add_argument("--samples", type=int, metavar="N", help="most old samples to forecast (default: 2000)")
     files = parser.add_argument_group("files")
@@ -75,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
     """Find or make the forecast and print it; returns the exit code."""
     check(options)
     sys.path.append(os.getcwd())  # where a user's own method, "my_module:MyMethod", most often lies
+    if options.from_moments:
+        return _without_old_data(options)
     from tangentcl.cli.forecast_subject import from_model, from_run, of_task
 
     if options.task is not None:
@@ -102,6 +117,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _without_old_data(options: argparse.Namespace) -> int:
+    from tangentcl.cli.forecast_moments import moments_text, of_task_from_moments
+    from tangentcl.cli.forecast_text import recipe_text
+
+    made = of_task_from_moments(options)
+    if options.json:
+        print(json.dumps({"title": made.title, "made": list(made.notes), **made.shown}, indent=1, allow_nan=False))
+    else:
+        print(made.title)
+        print(f"recipe: {recipe_text(made.shown['recipe'])}")
+        print("".join(f"{note}\n" for note in made.notes))
+        print(moments_text(made.shown), end="")
+    return 0
+
+
 def check(options: argparse.Namespace) -> None:
     """Refuse options that do not go together.
 
@@ -124,6 +154,10 @@ def check(options: argparse.Namespace) -> None:
     for option, needed in NEEDED.items():
         if getattr(options, option) and getattr(options, needed) is None:
             raise ConfigError(f"--{option.replace('_', '-')} goes with --{needed} only")
+    if options.from_moments:
+        for option in ("samples", "html", "save"):
+            if getattr(options, option) is not None:
+                raise ConfigError(f"--{option} does not go with --from-moments, which knows no old sample")
     if options.model is not None and options.lr is None and not any(s.startswith("plan.lr=") for s in options.settings):
         raise ConfigError("what is forgotten depends on the recipe: give at least --lr, for example --lr 2e-5")
 

@@ -54,21 +54,16 @@ def of_task(options: argparse.Namespace) -> Made:
         RecordError, ConfigError, DataError, ModelError: what cannot be read, built or forecast, and what to do.
     """
     record = Record.read(options.record)
-    place = _place(options.task, record)
+    place = place_of(options.task, record)
     known = recorded_plan(record)
     plan = changed_plan(options, known)
-    title = f"{_name(record)}: before task {options.task}"
+    title = f"{name_of(record)}: before task {options.task}"
     stored = next((found for found in record.forecasts if found.task == options.task), None)
     if stored is not None and plan == known and options.samples is None:
         _check_made(stored)
         return Made(f"{title} ({stored.name}, {place})", stored, stored.summary, {}, ("read from the record",))
-    made = rebuild(record)
+    made = learner_before(record, options.task, replay=options.replay)
     task, past = made.stream[options.task], made.stream.tasks[: options.task]
-    if options.replay:
-        with RunProgress(Console(stderr=True), 1) as progress:
-            _replay(made, options.task, progress)
-    else:
-        made.restore(options.task)
     forecast = _forecast(
         made.method,
         past,
@@ -82,6 +77,21 @@ def of_task(options: argparse.Namespace) -> Made:
     shown, doubts = with_truth(forecast.summary, record) if plan == known else (forecast.summary, ())
     texts = _texts([one.test for one in past])
     return Made(f"{title} ({task.name}, {place})", forecast, shown, texts, (f"made now, {note}", *doubts))
+
+
+def learner_before(record: Record, task: int, *, replay: bool) -> RebuiltRun:
+    """A run built again, with its learner as it was before a task: loaded, or trained again.
+
+    Raises:
+        RecordError, ConfigError, DataError, ModelError: what cannot be read or built, and what to do.
+    """
+    made = rebuild(record)
+    if replay:
+        with RunProgress(Console(stderr=True), 1) as progress:
+            _replay(made, task, progress)
+    else:
+        made.restore(task)
+    return made
 
 
 def from_run(options: argparse.Namespace) -> Made:
@@ -98,7 +108,7 @@ def from_run(options: argparse.Namespace) -> Made:
     made.restore(len(made.stream))
     transforms = (made.stream[0].train.transform, made.stream[0].test.transform)
     past, task, names = _tasks(old, new, made.stream.class_names, len(made.stream), transforms)
-    title = f"{_name(record)}: old {old.path.name}, new {new.path.name}"
+    title = f"{name_of(record)}: old {old.path.name}, new {new.path.name}"
     found = _of_files(_forecast(made.method, [past], task, plan, names, limits=_limits(options)), old)
     return Made(title, found, found.summary, _texts([past.test]), _new_rows(names, task))
 
@@ -170,12 +180,17 @@ def _of_files(forecast: TaskForecast, old: LabelledFile) -> TaskForecast:
     return replace(forecast, summary={**forecast.summary, "samples_note": note})
 
 
-def _name(record: Record) -> str:
+def name_of(record: Record) -> str:
+    """Experiment, method and seed."""
     return f"{record.experiment}, {record.label}, seed {record.seed}"
 
 
-def _place(task: int, record: Record) -> str:
-    """Where a task stands in its stream, counted from 1 as people and reports do."""
+def place_of(task: int, record: Record) -> str:
+    """Where a task stands in its stream, counted from 1 as people and reports do.
+
+    Raises:
+        ConfigError: a task that the run does not have, or the first one. RecordError: nobody knows how many it has.
+    """
     described = record.environment.get("stream")
     n_tasks = described.get("n_tasks") if isinstance(described, Mapping) else None
     if not isinstance(n_tasks, int):

@@ -49,13 +49,13 @@ def _accuracy(summary: Summary) -> str:
     now, predicted, real = found["now"], found["predicted"], found.get("real")
     lost = 100 * (now - predicted)
     said = f"{lost:.1f} points will be forgotten" if lost >= 0 else f"{-lost:.1f} points will be gained"
-    line = f"old accuracy: {_percent(now)} now, {_percent(predicted)} predicted"
+    line = f"old accuracy: {percent(now)} now, {percent(predicted)} predicted"
     if real is not None:
-        line += f", {_percent(real)} real"
+        line += f", {percent(real)} real"
         said = f"forgotten: {lost:.1f} points predicted, {100 * (now - real):.1f} real"
     lines = [line, said]
     if found.get("low") is not None and found.get("high") is not None:
-        lines.append(f"by the errors on earlier tasks: between {_percent(found['low'])} and {_percent(found['high'])}")
+        lines.append(f"by the errors on earlier tasks: between {percent(found['low'])} and {percent(found['high'])}")
     flips = summary.get("flips") or {}
     if flips.get("predicted") is not None:
         flip = f"{flips['predicted']} of {summary['n_old']} samples are right now and will be wrong"
@@ -76,15 +76,15 @@ def _classes(classes: Sequence[Summary]) -> str:
 
 
 def _row(one: Summary, name: Any) -> list[str]:
-    row = [_short(str(name), 40), str(one["n"]), _percent(one["now"]), _percent(one["predicted"])]
+    row = [short(str(name), 40), str(one["n"]), percent(one["now"]), percent(one["predicted"])]
     if one.get("real") is not None:
-        row.append(_percent(one["real"]))
+        row.append(percent(one["real"]))
     return [*row, f"{100 * (one['now'] - one['predicted']):.1f}"]
 
 
 def _fitted(title: str, rows: list[list[str]], what: str) -> str:
     real = ["real"] if len(rows[0]) == 6 else []
-    return _table(title, [what, "samples", "now", "predicted", *real, "points lost"], rows)
+    return table(title, [what, "samples", "now", "predicted", *real, "points lost"], rows)
 
 
 def _samples(at_risk: Sequence[Summary], texts: Mapping[str, str]) -> str:
@@ -95,10 +95,10 @@ def _samples(at_risk: Sequence[Summary], texts: Mapping[str, str]) -> str:
     rows = []
     for one in at_risk:
         real = [_signed(one["margin_real"])] if known else []
-        shown = _short(texts.get(str(one["id"]), str(one["id"])), 44)
+        shown = short(texts.get(str(one["id"]), str(one["id"])), 44)
         margins = [_signed(one["margin_now"]), _signed(one["margin_predicted"])]
-        rows.append([shown, _short(str(one["name"]), 24), *margins, *real])
-    return _table("samples most at risk (margin: own output minus the largest other)", head, rows, left=2)
+        rows.append([shown, short(str(one["name"]), 24), *margins, *real])
+    return table("samples most at risk (margin: own output minus the largest other)", head, rows, left=2)
 
 
 def _modes(modes: Summary | None, texts: Mapping[str, str]) -> str:
@@ -107,21 +107,21 @@ def _modes(modes: Summary | None, texts: Mapping[str, str]) -> str:
     known = [(share, modes[f"rank{share}"]) for share in (90, 95, 99) if modes[f"rank{share}"] is not None]
     ranks = ", ".join(f"{rank} for {share} %" for share, rank in known) or "more than there are"
     of = f"{modes['n_spaces']} eigenspaces of the kernel of {modes['n_samples']} samples"
-    lines = _wrapped(f"vulnerable modes: {ranks} of the drift; there are {of}")
+    lines = wrapped(f"vulnerable modes: {ranks} of the drift; there are {of}")
     for number, mode in enumerate(modes.get("top") or [], start=1):
-        lines.append(f"  {number}. {_percent(mode['share'])} of the drift, eigenvalue {mode['eigenvalue']:.3g}")
-        classes = ", ".join(f"{_short(str(c['name']), 18)} ({_percent(c['share'], 0)})" for c in mode["classes"][:3])
+        lines.append(f"  {number}. {percent(mode['share'])} of the drift, eigenvalue {mode['eigenvalue']:.3g}")
+        classes = ", ".join(f"{short(str(c['name']), 18)} ({percent(c['share'], 0)})" for c in mode["classes"][:3])
         lines.append(f"     classes: {classes}")
-        samples = [_short(texts.get(str(s["id"]), str(s["id"])), 26) for s in mode["samples"][:3]]
+        samples = [short(texts.get(str(s["id"]), str(s["id"])), 26) for s in mode["samples"][:3]]
         lines.append(f"     samples: {'; '.join(samples)}")
     return "\n".join(lines)
 
 
 def _belief(summary: Summary) -> str:
-    lines = _wrapped(f"how far to believe it: {summary['sentence']}")
+    lines = wrapped(f"how far to believe it: {summary['sentence']}")
     for note in summary.get("notes") or []:
         if str(note).rstrip(".") not in str(summary["sentence"]):
-            lines += _wrapped(f"note: {note}")
+            lines += wrapped(f"note: {note}")
     quality = summary.get("quality")
     if quality:
         said = [f"{name} {quality[key]:.3f}" for key, name in _QUALITY.items() if quality.get(key) is not None]
@@ -140,7 +140,7 @@ def _belief(summary: Summary) -> str:
 _QUALITY = {"cosine": "cosine", "r2": "R²", "spearman": "Spearman", "relative_error": "relative error"}
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
     """Aligned columns, the first ``left`` of them to the left."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
@@ -150,11 +150,17 @@ def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, le
     return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
-def _wrapped(text: str, indent: str = "  ") -> list[str]:
+def wrapped(text: str, indent: str = "  ") -> list[str]:
+    """Lines of at most `WIDTH` columns."""
     return textwrap.wrap(text, WIDTH, subsequent_indent=indent)
 
 
-def _percent(value: float, digits: int = 1) -> str:
+def percent(value: float, digits: int = 1) -> str:
+    """A share as people read it.
+
+    >>> percent(0.5)
+    '50.0 %'
+    """
     return f"{100 * value:.{digits}f} %"
 
 
@@ -163,10 +169,10 @@ def _signed(margin: float | None) -> str:
     return "–" if margin is None else f"{margin:+.2f}"
 
 
-def _short(text: str, width: int) -> str:
+def short(text: str, width: int) -> str:
     """At most ``width`` characters on one line.
 
-    >>> _short("a long sentence on two\\nlines", 12)
+    >>> short("a long sentence on two\\nlines", 12)
     'a long sent…'
     """
     line = " ".join(text.split())
