@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Gaps up to which a forecast is believed, and up to which its ranking is. On CLINC150 (docs/forecast.md) forecasts were off
+# Gaps up to which a forecast is believed, and up to which its ranking is. On CLINC150 (docs/forecast.md) it was off
 # by 0.5 to 0.7 times the gap; above the second none was measured.
 HIGH, LOW = 0.25, 0.8
 

@@ -69,7 +69,7 @@ class Outlook:
         r"""Lowest and highest accuracy after training if the drift is off by a share ``error`` of itself.
 
         A sample's drift :math:`\hat D_i` is then off by :math:`\epsilon\|\hat D_i\|`. Spread evenly over C outputs
-        it moves the margin by :math:`\epsilon\|\hat D_i\|\sqrt{2/C}`: of all samples to the bad side, or to the good one.
+        it moves the margin by :math:`\epsilon\|\hat D_i\|\sqrt{2/C}`: all samples to the bad side, or to the good one.
         """
         predicted, margin = self.accuracy("predicted"), self.margins("predicted")
         room = error * self.drift.norm(dim=1) * (2 / self.drift.shape[1]) ** 0.5
