@@ -100,6 +100,17 @@ class Network:
         return self._checked(self._call(x), n_samples(x))
 
     @property
+    def drops_in_training(self) -> bool:
+        """Whether the model runs dropout in training mode, as its own ``train()`` switches it on."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        try:
+            self.model.train()
+            return any(isinstance(m, DROPOUTS) and m.p > 0 and m.training for m in self.model.modules())
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    @property
     def output_function(self) -> Outputs:
         """``outputs(model, batch)``, as given."""
         return self._call.outputs
