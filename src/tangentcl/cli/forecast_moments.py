@@ -68,8 +68,9 @@ def of_task_from_moments(options: argparse.Namespace) -> MadeFromMoments:
         "cost": {"forecast_seconds": time.perf_counter() - began},
     }
     title = f"{name_of(record)}: before task {options.task} ({task.name}, {place}), without old data"
-    how = "trained again" if options.replay else "in the record"
-    return MadeFromMoments(title, shown, (f"made now, from the moments of {len(moments)} tasks and the learner {how}",))
+    learner = "trained again" if options.replay else "in the record"
+    past = "1 task" if len(moments) == 1 else f"{len(moments)} tasks"
+    return MadeFromMoments(title, shown, (f"made now, from the moments of {past} and the learner {learner}",))
 
 
 def moments_text(shown: Summary) -> str:
@@ -129,7 +130,7 @@ def _layers(layers: Summary | None) -> str:
 
 def _belief(shown: Summary) -> str:
     if shown["trust"] is not None:
-        believed = str(shown["trust"]["sentence"])
+        believed = f"{shown['trust']['sentence']} That is on the new samples; there are no old ones."
     elif shown["exact"]:
         believed = "The drift is exact: it equals training up to rounding. Accuracies are estimates."
     else:
