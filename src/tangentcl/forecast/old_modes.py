@@ -37,8 +37,9 @@ def old_modes(setting: Setting) -> tuple[JacobianModes, float]:
 def in_turn(n: int, labels: Tensor | None, m: int) -> Tensor:
     """m of n positions, ascending: drawn at random with a fixed seed, one of each class in turn.
 
-    >>> in_turn(6, torch.tensor([0, 0, 0, 0, 1, 1]), 4).tolist()
-    [0, 2, 4, 5]
+    >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    >>> labels[in_turn(6, labels, 4)].tolist()
+    [0, 0, 1, 1]
     """
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     if labels is None or labels.is_floating_point():
