@@ -104,8 +104,8 @@ def test_any_displacement(trains: str) -> None:
     rows = torch.tensor([2, 0, 2])
     close(kept.change(rows, values), dense_change(model, X, P, values)[rows])
     assert not kept.change(rows, Network(model).values).any()
-    expected = {"norms": 0, "biases": 0, "lora": 0, "lora and norms": 0}.get(trains, 3)
-    assert len(kept.names) == expected  # embedding, prompt and scale have no rule
+    expected = {"norms": 0, "biases": 0, "lora": 0, "lora and norms": 0}.get(trains, 2)
+    assert len(kept.names) == expected  # prompt and scale have no rule
 
 
 def test_gradients_in_the_parameters_are_those_of_the_network() -> None:

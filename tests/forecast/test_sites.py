@@ -29,7 +29,7 @@ class Body(nn.Module):
 def adapted(**settings: Any) -> nn.Module:
     config: Any = peft.LoraConfig(**{"r": 2, "target_modules": ["first", "second"], **settings})
     torch.manual_seed(0)
-    return peft.get_peft_model(Body(), config)  # type: ignore[arg-type]
+    return peft.get_peft_model(Body(), config)
 
 
 def kinds(model: nn.Module, apart: nn.Module | None = None) -> tuple[list[str], tuple[str, ...]]:
@@ -182,7 +182,6 @@ class Fused(nn.Module):
 
 WRONG: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "a weight used twice": (Twice, ("layer.weight", "layer.bias")),
-    "a weight tied to an embedding": (Tied, ("embed.weight",)),
     "tokens before samples": (SequenceFirst, ("layer.weight", "layer.bias")),
     "another function": (lambda: nn.Sequential(Scaled(4, 5), nn.Tanh(), nn.Linear(5, 3)), ("0.weight", "0.bias")),
     "a layer that is not called": (Fused, ("attention.out_proj.weight", "attention.out_proj.bias")),
@@ -204,6 +203,34 @@ def test_rules_that_do_not_hold_are_found(kind: str, n: int) -> None:
         return
     assert set(left) - set(rest) == set(wrong)
     assert [site for site in sites if not set(site.names) & set(wrong)] == good
+
+
+def test_a_weight_tied_to_an_embedding_has_no_rule() -> None:
+    network = Network(Tied())
+    sites, rest = find_sites(network, None)
+    assert rest == ("embed.weight",)
+    assert [site.names for site in sites] == [("last.weight", "last.bias")]
+
+
+class Idle(nn.Module):
+    """With a layer whose output nobody uses, one that is never called, and a table that every sample shares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(7, 4), nn.Embedding(3, 4)
+        self.used, self.unread, self.never = nn.Linear(4, 2), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.words(ids) + self.places(torch.arange(3)[None])
+        self.unread(h)
+        return self.used(h).mean(dim=1)
+
+
+def test_what_the_features_do_not_use_is_neither_site_nor_rest() -> None:
+    network = Network(Idle())
+    sites, rest = checked_sites(network, *find_sites(network, None), torch.tensor([[0, 1, 2], [3, 4, 6]]))
+    assert {name for site in sites for name in site.names} == {"words.weight", "used.weight", "used.bias"}
+    assert rest == ("places.weight",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

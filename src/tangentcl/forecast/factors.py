@@ -64,7 +64,7 @@ class Derivatives:
         total = torch.zeros(len(rows), self.rows.shape[1], device=rows.device, dtype=dtype)
         for site, factors in self.sites:
             a, g, owner = factors.of(rows)
-            moved = site.change(a.to(dtype), values)  # [tokens, d_out]
+            moved = site.change(a if site.indexed else a.to(dtype), values)  # [tokens, d_out]
             total = total.index_add(0, owner, torch.einsum("tko,to->tk", g.to(dtype), moved))
         if self.names:
             delta = torch.cat([(values[name] - self.start[name]).flatten() for name in self.names])
@@ -136,8 +136,7 @@ def derivatives(
                 h = features(x)
             for i, found in enumerate(pulled(h, P, sites, calls)):
                 for j, position in enumerate(positions.tolist()):
-                    a, g, lost = _compressed(*sites[i].reduced(*_live(found[0][j], found[1][j])))
-                    kept[i][position] = (a.to(dtype), g.to(dtype), lost)
+                    kept[i][position] = _kept(sites[i], found[0][j], found[1][j], dtype)
             if rest:
                 rows[where] = _rest_rows(features, rest, x, P).to(dtype)
     joined = [(site, _joined(parts)) for site, parts in zip(sites, kept)]
@@ -161,7 +160,7 @@ def pulled(
     for site, (into, outs) in zip(sites, calls):
         if not outs or any(len(t) % B for t in (*into, *outs)):
             raise ModelError(f"'{site.names[0]}' is not called with one row, or several tokens, per sample")
-        a = torch.cat([site.inputs(x.reshape(B, -1, x.shape[-1])) for x in into], dim=1)
+        a = torch.cat([site.tokens(x, B) for x in into], dim=1)
         gradients = [
             torch.cat([g[place + i].reshape(B, -1, g[place + i].shape[-1]) for i in range(len(outs))], dim=1)
             for g in pulled
@@ -169,6 +168,15 @@ def pulled(
         place += len(outs)
         found.append((a, torch.stack(gradients, dim=2)))
     return found
+
+
+def _kept(site: Site, a: Tensor, g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, float]:
+    """What is kept of one sample at a site: a, g, and what compression lost."""
+    a, g = site.reduced(*_live(a, g))
+    if site.indexed:
+        return a, g.to(dtype), 0.0
+    a, g, lost = _compressed(a, g)
+    return a.to(dtype), g.to(dtype), lost
 
 
 def _live(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:

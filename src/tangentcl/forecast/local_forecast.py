@@ -22,7 +22,7 @@ from tangentcl.forecast.old_modes import old_modes
 from tangentcl.forecast.problem import linear_problem, loss_residual
 from tangentcl.forecast.setting import Setting
 from tangentcl.forecast.site_check import checked_sites
-from tangentcl.forecast.sites import LoRASite, Site, Values, find_sites, wide_values
+from tangentcl.forecast.sites import Site, Values, find_sites, wide_values
 from tangentcl.forecast.tangent import along
 from tangentcl.forecast.trust import Trust, belief
 from tangentcl.kernels.network import Network
@@ -36,12 +36,14 @@ class Around:
 
     Attributes:
         local: the new samples; sites: where they are adapted; start: the values.
+        fixed: parameters that training moves and the local model does not.
         passes: forward passes of one sample that it took.
     """
 
     local: Local
     sites: list[Site]
     start: Values
+    fixed: tuple[str, ...]
     passes: float
 
 
@@ -155,10 +157,12 @@ class LocalForecaster:
         sites, rest = checked_sites(body, sites, rest, s.move(s.new.take(torch.arange(min(2, len(s.new))))))
         h = s.each(s.new, body, {})
         directions = self._directions(h).to(s.device, self._dtype())
+        rest, fixed = self._affordable_rest(body, rest, directions)
         kept = self._affordable(body, sites, rest, directions)
         found = derivatives(body, sites, rest, s.new, directions, move=s.move, chunk=min(16, s.batch_size), dtype=kept)
         local = Local(h.to(s.device, self._dtype()), directions, found, self._head(), head is not None)
-        return Around(local, sites, {k: v.clone() for k, v in values.items()}, len(h) * (2.0 + directions.shape[1]))
+        start = {name: value.clone() for name, value in values.items()}
+        return Around(local, sites, start, fixed, len(h) * (2.0 + directions.shape[1]))
 
     def _head(self) -> Head | None:
         head = self.setting.head
@@ -183,15 +187,25 @@ class LocalForecaster:
         trains = any(p is q for p in s.head.parameters() for q in s.network.parameters.values())
         return feature_directions(problem, o.loss, own, s.directions - own, width=h.shape[1], trains=trains)
 
+    def _affordable_rest(
+        self, body: Network, names: tuple[str, ...], directions: Tensor
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Parameters without a rule whose rows fit a quarter of the memory, smallest first, and those that do not."""
+        room = self.setting.memory / 4 / self._dtype().itemsize / directions[..., 0].numel()
+        rest: set[str] = set()
+        for name in sorted(names, key=lambda name: body.parameters[name].numel()):
+            room -= body.parameters[name].numel()
+            if room >= 0:
+                rest.add(name)
+        return tuple(n for n in names if n in rest), tuple(n for n in names if n not in rest)
+
     def _affordable(self, body: Network, sites: list[Site], rest: tuple[str, ...], directions: Tensor) -> torch.dtype:
         """The precision in which derivatives fit the memory; ConfigError where none does."""
         s, (n, k, _) = self.setting, directions.shape
         values = body.values
         numbers = n * k * sum(values[name].numel() for name in rest)
         for site in sites:
-            shapes = [values[name].shape for name in site.names]
-            d_in, d_out = (shapes[0][1], shapes[-1][0]) if isinstance(site, LoRASite) else (shapes[0][-1], shapes[0][0])
-            numbers += n * TOKENS * (d_in + k * d_out)
+            numbers += n * site.numbers(k, TOKENS)
         for dtype in (self._dtype(), torch.bfloat16):
             if numbers * dtype.itemsize <= s.memory:
                 return dtype
@@ -257,6 +271,8 @@ class LocalForecaster:
         k = around.local.directions.shape[1]
         lost = max((factors.lost for _, factors in around.local.derivatives.sites), default=0.0)
         said = f"the network is replaced by a local model; features of new samples move along {k} directions each"
+        if around.fixed:
+            said += f"; {len(around.fixed)} tensors without a rule stay as they are ({', '.join(around.fixed[:2])})"
         if lost > 0.01:
             said += f"; sums over tokens are compressed and lose up to {100 * lost:.0f} % of a derivative"
         return (said,)

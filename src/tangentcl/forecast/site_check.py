@@ -16,7 +16,7 @@ from tangentcl.kernels.network import Network
 def checked_sites(
     features: Network, sites: list[Site], rest: tuple[str, ...], x: Any
 ) -> tuple[list[Site], tuple[str, ...]]:
-    """Sites whose rule holds; the parameters of the others join the rest.
+    """Sites whose rule holds; the parameters of the others join the rest, without those that the features do not use.
 
     The gradient of a random direction of the first of two samples' features, as each site has it, has to equal
     autograd's, and the second sample's part of it has to be zero. This finds layers that are not called (their weights
@@ -26,8 +26,6 @@ def checked_sites(
     Args:
         features: the network up to h, [n, d]; x: a batch on its device.
     """
-    if not sites:
-        return sites, rest
     few = samples(x, 0, 2)
     with features.evaluating():
         with recorded(sites) as calls:
@@ -35,26 +33,26 @@ def checked_sites(
         along = torch.randn(h.shape[1], generator=torch.Generator().manual_seed(0)).to(h)
         P = torch.zeros(len(h), 1, h.shape[1], dtype=h.dtype, device=h.device)
         P[0, 0] = along
-        names = [name for site in sites for name in site.names]
+        names = [*rest, *(name for site in sites for name in site.names)]
+        if not names or not h.requires_grad:
+            return [], ()
         found = torch.autograd.grad(
-            h[0] @ along,
-            [features.parameters[name] for name in names],
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
+            h[0] @ along, [features.parameters[name] for name in names], retain_graph=True, allow_unused=True
         )
-        truth = dict(zip(names, found))
-        fit = [i for i, (into, outs) in enumerate(calls) if _are_tokens([*into, *outs], n_samples(few))]
+        truth = {name: g for name, g in zip(names, found) if g is not None}
+        used = [all(name in truth for name in site.names) for site in sites]
+        fit = [i for i, (into, outs) in enumerate(calls) if used[i] and _are_tokens([*into, *outs], n_samples(few))]
         tokens = pulled(h, P, [sites[i] for i in fit], [calls[i] for i in fit])
     # eps ** 0.5 of the whole gradient: far above rounding, far below any rule that does not hold
-    tolerance = torch.finfo(h.dtype).eps ** 0.5 * float(torch.stack([g.float().norm() for g in found]).norm())
+    tolerance = torch.finfo(h.dtype).eps ** 0.5 * float(torch.stack([g.float().norm() for g in truth.values()]).norm())
     good = [
         sites[i]
         for i, (a, g) in zip(fit, tokens)
         if all(_off(sites[i], a, g, truth, j) <= tolerance for j in range(len(h)))
     ]
     kept = {id(site) for site in good}
-    return good, (*rest, *(name for site in sites if id(site) not in kept for name in site.names))
+    others = (name for site in sites if id(site) not in kept for name in site.names)
+    return good, tuple(name for name in (*rest, *others) if name in truth)
 
 
 def _are_tokens(called: list[Any], n: int) -> bool:
@@ -67,7 +65,7 @@ def _off(site: Site, a: Tensor, g: Tensor, truth: dict[str, Tensor], j: int) -> 
     values = {name: value.clone().requires_grad_() for name, value in site.start.items()}
     dtype = next(iter(values.values())).dtype
     inputs, gradients = site.reduced(a[j], g[j])
-    change = (site.change(inputs.to(dtype), values) * gradients[:, 0].to(dtype)).sum()
+    change = (site.change(inputs if site.indexed else inputs.to(dtype), values) * gradients[:, 0].to(dtype)).sum()
     found = torch.autograd.grad(change, list(values.values()))
     expected = [truth[name] if j == 0 else torch.zeros_like(truth[name]) for name in values]
     return float(torch.stack([(f - e.to(f)).norm() for f, e in zip(found, expected)]).norm())

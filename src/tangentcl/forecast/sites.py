@@ -26,6 +26,11 @@ class Site(ABC):
     target: nn.Module
     names: tuple[str, ...]
     start: Values
+    indexed = False  # whether inputs are whole numbers that name rows, and not factors
+
+    def tokens(self, x: Tensor, n: int) -> Tensor:
+        """What M multiplies, from the source's input for n samples, [n, T, d_in]."""
+        return self.inputs(x.reshape(n, -1, x.shape[-1]))
 
     @abstractmethod
     def inputs(self, x: Tensor) -> Tensor:
@@ -38,6 +43,10 @@ class Site(ABC):
     def reduced(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [T, d_in] and gradients [T, k, d_out] of one sample, as ``change`` wants to meet them."""
         return a, g
+
+    @abstractmethod
+    def numbers(self, k: int, tokens: int) -> int:
+        """How many numbers are kept of one sample in k directions, with at most so many tokens."""
 
     @property
     def is_blind(self) -> bool:
@@ -57,6 +66,10 @@ class LinearSite(Site):
     def inputs(self, x: Tensor) -> Tensor:
         parts = [x] if self.weight else []
         return torch.cat([*parts, x.new_ones(*x.shape[:-1], 1)], dim=-1) if self.bias else x
+
+    def numbers(self, k: int, tokens: int) -> int:
+        d_out, d_in = self.source.weight.shape  # type: ignore[misc]
+        return tokens * (int(d_in) + 1 + k * int(d_out))
 
     def change(self, a: Tensor, values: Values) -> Tensor:
         parts = []
@@ -86,8 +99,43 @@ class NormSite(Site):
         rows = torch.cat([parts[name.rsplit(".", 1)[-1]] for name in self.names], dim=1)  # [k, d or 2 d]
         return a.new_ones(1, 1), rows[None]
 
+    def numbers(self, k: int, tokens: int) -> int:
+        return 1 + k * sum(value.numel() for value in self.start.values())
+
     def change(self, a: Tensor, values: Values) -> Tensor:
         return a * torch.cat([values[name] - self.start[name] for name in self.names])
+
+
+class EmbeddingSite(Site):
+    r"""A table of vectors: :math:`\Delta y = (E - E_0)_i` for the index i."""
+
+    indexed = True
+
+    def __init__(self, module: nn.Embedding, name: str, start: Values) -> None:
+        self.source = self.target = module
+        self.names = (name,)
+        self.start = {name: start[name]}
+        self.padding = module.padding_idx
+
+    def tokens(self, x: Tensor, n: int) -> Tensor:
+        return x.reshape(n, -1, 1)
+
+    def inputs(self, x: Tensor) -> Tensor:
+        return x
+
+    def reduced(self, a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        if self.padding is None:
+            return a, g
+        learned = a[:, 0] != self.padding  # the row of padding has no gradient
+        return a[learned], g[learned]
+
+    def numbers(self, k: int, tokens: int) -> int:
+        (value,) = self.start.values()
+        return tokens * (1 + k * value.shape[1])
+
+    def change(self, a: Tensor, values: Values) -> Tensor:
+        (name,), index = self.names, a[:, 0].long()
+        return values[name][index] - self.start[name][index]
 
 
 class LoRASite(Site):
@@ -112,6 +160,9 @@ class LoRASite(Site):
 
     def inputs(self, x: Tensor) -> Tensor:
         return x
+
+    def numbers(self, k: int, tokens: int) -> int:
+        return tokens * (self.A.shape[1] + k * self.B.shape[0])
 
     def change(self, a: Tensor, values: Values) -> Tensor:
         A, B = (values[name] for name in self.names)
@@ -156,6 +207,8 @@ def find_sites(
             continue
         if isinstance(module, nn.Linear):
             sites.append(LinearSite(module, own.get("weight"), own.get("bias"), start))
+        elif isinstance(module, nn.Embedding) and own.get("weight"):
+            sites.append(EmbeddingSite(module, str(own["weight"]), start))
         elif isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
             sites.append(NormSite(module, tuple(name for name in own.values() if name is not None), start))
     counts: dict[str, int] = {}

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-# Gaps up to which a forecast is believed, and up to which its ranking is. On CLINC150 (docs/forecast.md) it was off by 0.5
-# to 0.7 times the gap, above 0.6 too; but there are networks on which it fails above (docs/planning.md).
+# Gaps up to which a forecast is believed, and up to which its ranking is. On CLINC150 (docs/forecast.md) it was off by
+# 0.5 to 0.7 times the gap, above 0.6 too; but there are networks on which it fails there (docs/planning.md).
 HIGH, LOW = 0.25, 0.6
 
 
