@@ -42,7 +42,7 @@ class Mixed(nn.Module):
 def made(model: nn.Module, lora: bool = False, live: bool = True) -> nn.Module:
     """In float64; with LoRA on two layers, B drawn where it is live."""
     if lora:
-        model = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q", "v"]))  # type: ignore[arg-type]
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q", "v"]))
         for name, p in model.named_parameters():
             if "lora_B" in name and live:
                 nn.init.normal_(p, std=0.4)
