@@ -41,6 +41,7 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.loop
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forecast_linear
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forecast_scale
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ntk
 
 clean:
