@@ -33,6 +33,12 @@ class TinyTransformer(nn.Module):
         return (h + self.fc2(nn.functional.gelu(self.fc1(h)))).mean(dim=1)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Adapters are drawn from the global generator: no test depends on which ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def tiny_backbone() -> Callable[[], Backbone]:
     """A function that makes the same small frozen backbone each time."""
