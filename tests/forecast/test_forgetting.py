@@ -226,3 +226,12 @@ def test_old_features_are_read_in_blocks(make_case: Callable[..., Any], monkeypa
         forecast_linear(case.features_old[:, :3], *arguments[1:])
     with pytest.raises(DataError, match="seen must be from 1 to the 5"):
         forecast_linear(*arguments, seen=6)
+
+
+def test_dropout_before_a_linear_head_is_announced() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3))
+    model[0].requires_grad_(False)
+    new = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    forecast = forecast_forgetting(model, torch.randn(4, 4), new, GradientDescent(lr=0.1, steps=3))
+    assert (forecast.form, forecast.exact) == ("exact", False)
+    assert "dropout" in forecast.sentence

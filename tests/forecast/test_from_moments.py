@@ -14,7 +14,8 @@ from tangentcl.data import Samples, TaskStream
 from tangentcl.errors import ModelError
 from tangentcl.forecast import SGD, TaskMoments, forecast_from_moments, prepare_forecast
 from tangentcl.forecast.feature_change import feature_change
-from tangentcl.forecast.from_moments import AGED, DROPOUT, ESTIMATE, LOCAL, OTHER_LAYERS, prepared_from_moments
+from tangentcl.forecast.forgetting import DROPOUT
+from tangentcl.forecast.from_moments import AGED, ESTIMATE, LOCAL, OTHER_LAYERS, prepared_from_moments
 from tangentcl.forecast.layer_moments import adapted_layers, effective_weight, forecast_layers
 from tangentcl.forecast.trust import belief
 from tangentcl.methods import Finetune
@@ -112,7 +113,7 @@ def test_it_is_the_change_of_the_head_and_of_the_features_that_the_local_model_l
     assert float((found.energy[0] - drift.square().sum(dim=0)).norm() / found.energy.norm()) < 1e-3
     assert found.head_rms == pytest.approx(float((rows @ (new - old)).square().mean().sqrt()), rel=1e-5)
     assert not found.exact
-    assert found.notes == ((ESTIMATE,) if tune == "lora" else (ESTIMATE, DROPOUT))  # LoRA leaves dropout off
+    assert found.notes == ((ESTIMATE,) if tune == "lora" else (DROPOUT, ESTIMATE))  # LoRA leaves dropout off
     assert found.seen == 2
     assert found.layers is not None
     inside = {name.removeprefix("backbone."): value for name, value in after.items() if name.startswith("backbone.")}

@@ -169,7 +169,7 @@ def test_a_peft_model_of_transformers(saved: bool) -> None:
         for name, p in (alone := copy.deepcopy(model)).named_parameters():
             p.requires_grad_("classifier" in name and p.requires_grad)
         assert relative(truth(alone, old, new, outputs=logits, lr=lr), real) > 0.1
-    assert forecast.notes[-1] == "training runs dropout, in the forecast none is"
+    assert forecast.notes[0] == "training runs dropout, in the forecast none is"
 
 
 @pytest.mark.parametrize("padding", [None, 0])

@@ -27,6 +27,7 @@ from tangentcl.kernels.network import Network, Outputs
 
 Form = Literal["auto", "exact", "bilinear", "ntk"]
 FORMS = ("auto", "exact", "bilinear", "ntk")
+DROPOUT = "training runs dropout, in the forecast none is"
 VIEWS = "training draws random views of the new samples; the forecast is for their fixed views"
 
 
@@ -252,7 +253,7 @@ def prepare_forecast(
         n_outputs=n_outputs,
         seen=n_outputs if seen is None else seen,
         move=move,
-        notes=(VIEWS,) if given_new.is_random else (),
+        notes=(*((VIEWS,) if given_new.is_random else ()), *((DROPOUT,) if network.drops_in_training else ())),
         directions=directions,
         modes=modes,
         batch_size=batch_size,

@@ -25,7 +25,6 @@ ESTIMATE = (
     "estimates, and the bounds are those of the sketch alone"
 )
 AGED = "moments are of the features at the end of each task, and those of earlier tasks have moved since"
-DROPOUT = "training runs dropout, in the forecast none is"
 LOCAL = "a part of the head is frozen, and the change of the rest is that of a local model"
 OTHER_LAYERS = "the moments are of other layers than those that train now, so no layer is forecast"
 
@@ -104,8 +103,7 @@ def prepared_from_moments(prepared: Prepared, moments: Sequence[TaskMoments], dy
     shift = feature_change(features, moved_features) @ moved_head[: features.shape[1]]  # [d + 1, C]
     layers, said = _layers(moments, s.network.model, body)
     aged = (AGED,) if len(moments) > 1 else ()
-    drops = (DROPOUT,) if s.network.drops_in_training else ()
-    notes = (*s.notes, ESTIMATE, *aged, *drops, *said)
+    notes = (*s.notes, ESTIMATE, *aged, *said)
     found = moment_forecast(moments, moved_head - head + shift, head, seen=s.seen, notes=notes)
     return replace(found, shift=shift, layers=layers, trust=Trust(gap, linearisation_error=gap))
 

@@ -109,7 +109,7 @@ class LocalForecaster:
             old_kernel=self._modes,
             form="ntk" if self.first_order else "bilinear",
             exact=False,
-            notes=(*s.notes, *self._said(around), *self._training_notes()),
+            notes=(*s.notes, *self._said(around)),
             labels=None if s.old.labels is None or s.old.labels.is_floating_point() else s.old.labels,
             trust=trust,
             cost=Cost(forward_passes=passes + around.passes + looked),
@@ -276,9 +276,6 @@ class LocalForecaster:
         if lost > 0.01:
             said += f"; sums over tokens are compressed and lose up to {100 * lost:.0f} % of a derivative"
         return (said,)
-
-    def _training_notes(self) -> tuple[str, ...]:
-        return ("training runs dropout, in the forecast none is",) if self.setting.network.drops_in_training else ()
 
     def _dtype(self) -> torch.dtype:
         parameter = next(iter(self.setting.network.parameters.values()))
