@@ -190,7 +190,7 @@ def prepare_forecast(
     seen: int | None = None,
     form: Form = "auto",
     directions: int = 8,
-    modes: int = 512,
+    modes: int = 128,
     batch_size: int = 64,
     memory: float = 4e9,
 ) -> Prepared:
@@ -209,8 +209,7 @@ def prepare_forecast(
             out with the head (docs/forecast.md). "ntk": the plain linearised network. "auto": exact where possible,
             else bilinear.
         directions: of the features per sample that the bilinear form follows.
-        modes: rows (old samples times outputs) of the old kernel that the bilinear and the plain form decompose; 0
-            for none.
+        modes: old samples whose kernel the bilinear and the plain form decompose; 0 for none.
         batch_size: samples per forward pass.
         memory: bytes for derivatives.
 

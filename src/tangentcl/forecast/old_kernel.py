@@ -102,10 +102,12 @@ class JacobianModes(OldKernel):
 
     Attributes:
         decomposed: the kernel [m, m]; chosen: positions of the m samples, int64 [m].
+        probes: random vectors that stood for the outputs in the mean; None for all of them.
     """
 
     decomposed: Spectrum
     chosen: Tensor
+    probes: int | None = None
 
     @property
     def positions(self) -> Tensor:
