@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from tangentcl.errors import DataError
@@ -22,6 +21,7 @@ def capacity_radius(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -
     Raises:
         DataError: other names or shapes.
 
+    >>> import torch
     >>> capacity_radius({"w": torch.zeros(2)}, {"w": torch.tensor([3.0, 4.0])})
     5.0
     """
@@ -34,7 +34,8 @@ def rademacher_term(radius: float, trace: float, n: int) -> float:
     r"""Q6: :math:`(B_\tau / n_k)\sqrt{\mathrm{tr}\,K_\tau(X_k, X_k)}`, what task :math:`\tau` adds to the bound for k.
 
     The empirical Rademacher complexity of :math:`\{x \mapsto J(x)\delta : \|\delta\| \le B\}` on the samples of task k
-    is at most this (Bartlett and Mendelson, "Rademacher and Gaussian Complexities", JMLR 2002, lemma 22). Summed over
+    is at most this (Bartlett and Mendelson, "Rademacher and
+    Gaussian Complexities", JMLR 2002). Summed over
     tasks it is :math:`R_k` of the generalisation bound :math:`L_{D_k} \le L_{S_k} + 2\sqrt2\,\rho R_k +
     3c\sqrt{\ln(2/\delta) / 2 n_k}`, for a loss with Lipschitz constant :math:`\rho` and bound c.
 

@@ -69,6 +69,9 @@ def _same_shape(a: Tensor, b: Tensor) -> None:
 class Laziness:
     """The gauges of one task on a probe of its samples, and the traffic light that they make.
 
+    Kernels are compared around their means (`centred_kernel`): next to the mean that all features share, a change of
+    what tells samples apart would not show.
+
     **The rule.** The worst of feature change, tangent change and linearisation error decides: green up to 0.25, amber
     up to 0.6, red above, or where one is not finite. A forecast's trust has the same limits (`forecast.trust`), for the
     same reason: a relative error of the model is one of what is derived from it. Alignments do not count, since they
@@ -113,8 +116,8 @@ class Laziness:
     def sentence(self) -> str:
         """What the light means, in one sentence."""
         what, value = self.worst
-        if value == 0:
-            return "The theory holds: neither features nor tangent kernel moved."
+        if value < 0.005:
+            return "The theory holds: kernels stayed as they were, and outputs are linear in what was trained."
         by = f"by {100 * value:.0f} %" if math.isfinite(value) else "beyond measure"
         if self.light == "green":
             return f"The theory holds: at most, {what} {by}."
@@ -135,6 +138,25 @@ def frozen(features_before: Tensor, features_after: Tensor) -> Laziness:
 
 
 def feature_kernel(features: Tensor) -> Tensor:
-    r""":math:`\Phi\Phi^\top + 1` of some samples, float64 [n, n]."""
+    r"""The kernel :math:`\Phi\Phi^\top` of some samples around their mean, float64 [n, n].
+
+    >>> feature_kernel(torch.tensor([[9.0], [7.0]])).tolist()
+    [[1.0, -1.0], [-1.0, 1.0]]
+    """
     rows = features.to(torch.float64)
-    return rows @ rows.T + 1.0
+    rows = rows - rows.mean(dim=0)
+    return rows @ rows.T
+
+
+def centred_kernel(kernel: Tensor, n: int) -> Tensor:
+    r""":math:`(H \otimes I_C) K (H \otimes I_C)` with :math:`H = I - 1 1^\top / n`: what is left without the mean.
+
+    Args:
+        kernel: of n samples with C outputs each, sample-major, [n C, n C].
+
+    >>> centred_kernel(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 2).tolist()
+    [[0.5, -0.5], [-0.5, 0.5]]
+    """
+    blocks = kernel.reshape(n, -1, n, kernel.shape[1] // n)
+    blocks = blocks - blocks.mean(dim=0, keepdim=True)
+    return (blocks - blocks.mean(dim=2, keepdim=True)).reshape(kernel.shape)

@@ -11,8 +11,16 @@ from torch import Tensor, nn
 
 from tangentcl.errors import ModelError
 from tangentcl.kernels import EmpiricalNTK
+from tangentcl.kernels.batch import n_samples
 from tangentcl.kernels.network import Network, Outputs
-from tangentcl.theory.laziness import Laziness, feature_kernel, kernel_alignment, kernel_change, linearisation_error
+from tangentcl.theory.laziness import (
+    Laziness,
+    centred_kernel,
+    feature_kernel,
+    kernel_alignment,
+    kernel_change,
+    linearisation_error,
+)
 
 DIRECTIONS = 4  # of the outputs that the tangent kernel is computed for
 CHUNK = 16
@@ -100,9 +108,10 @@ class TangentProbe:
             return network(self.x).detach().cpu()
 
     def _tangent(self) -> Tensor:
-        """The tangent kernel of the chosen directions, float64 on the CPU."""
-        kernel = EmpiricalNTK(self.model, self._projected, chunk_size=CHUNK)
-        return kernel(self.x).to_dense().detach().to("cpu", torch.float64)
+        """The tangent kernel of the chosen directions around its mean, float64 on the CPU."""
+        kernel = EmpiricalNTK(self.model, self._projected, chunk_size=CHUNK)(self.x)
+        matrix = kernel.to_dense().detach().to("cpu", torch.float64)
+        return centred_kernel(matrix, n_samples(self.x))
 
     def _linear(self, now: Mapping[str, Tensor]) -> Tensor:
         """J at the start times the change of the parameters, [n, C] on the CPU."""

@@ -49,7 +49,7 @@ def risk_curve(spectrum: Spectrum, targets: Tensor, ridges: Tensor) -> RiskCurve
     >>> from tangentcl.linalg import gram_spectrum
     >>> curve = risk_curve(gram_spectrum(torch.eye(2)), torch.ones(2, 1), torch.tensor([0.1, 1.0]))
     >>> curve.loo, curve.gcv
-    (tensor([1., 1.], dtype=torch.float64), tensor([2., 2.], dtype=torch.float64))
+    (tensor([1., 1.], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64))
     """
     if not bool((ridges > 0).all()) or ridges.ndim != 1 or not len(ridges):
         raise ConfigError(f"strengths of a ridge must be positive numbers [m], got {ridges.tolist()}")

@@ -27,7 +27,7 @@ def moved_prototypes(prototypes: Tensor, before: Tensor, after: Tensor, *, bandw
 
     with equal weights, or :math:`w_{ic} = \exp(-\|h^{before}_i - \mu_c\|^2 / 2\sigma^2)` so that near samples say
     more. To first order the movement is :math:`J_h(x)\,\Delta p`, whose mean may be given instead. Source: Yu et al.,
-    "Semantic Drift Compensation for Class-Incremental Learning", CVPR 2020, equations 8 and 9.
+    "Semantic Drift Compensation for Class-Incremental Learning", CVPR 2020.
 
     Args:
         prototypes: [K, d]. before, after: features of the same current samples, [n, d].
