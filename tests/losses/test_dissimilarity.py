@@ -40,7 +40,7 @@ def _cosines_after(term: Term) -> tuple[float, float]:
         unit = F.normalize(free.detach(), dim=1)
         return float((unit @ unit.T)[same].mean())
 
-    before, optimizer = cosine(), torch.optim.SGD([free], lr=0.1)
+    before, optimizer = cosine(), torch.optim.SGD([free], lr=0.5)
     for _ in range(500):
         optimizer.zero_grad()
         term(F.normalize(free, dim=1), y).backward()
@@ -50,7 +50,7 @@ def _cosines_after(term: Term) -> tuple[float, float]:
 
 def test_supcon_brings_a_class_together_and_the_released_term_drives_it_apart() -> None:
     before, after = _cosines_after(lambda z, y: supcon_with_prototypes(z, y, OLD, OLD_LABELS))
-    assert after > 0.9 > before
+    assert after > 0.85 > 0.5 > before
     before, after = _cosines_after(lambda z, y: released_dissimilarity(z, y, OLD))
     assert after < 0.0 < before
 
@@ -76,7 +76,7 @@ def test_the_released_sign() -> None:
     torch.manual_seed(0)
     z, y = F.normalize(torch.randn(6, 8), dim=1), torch.tensor([4, 4, 5, 5, 6, 6])
     none = torch.zeros(0, 8)
-    s = z @ z.T / 0.1
-    positive = sum(s[i, j].exp() for i in range(6) for j in range(6) if i != j and y[i] == y[j])
-    everything = torch.stack([sum(s[i, j].exp() for j in range(6) if j != i).log() for i in range(6)]).mean()
-    torch.testing.assert_close(released_dissimilarity(z, y, none), positive.log() - everything)
+    e = (z @ z.T / 0.1).exp()
+    pairs = [e[i, j] for i in range(6) for j in range(6) if i != j and y[i] == y[j]]
+    everything = torch.stack([(e[i].sum() - e[i, i]).log() for i in range(6)]).mean()
+    torch.testing.assert_close(released_dissimilarity(z, y, none), torch.stack(pairs).sum().log() - everything)

@@ -116,7 +116,7 @@ def test_every_term_is_its_formula(tiny_blocks: Make, tiny_stream: TaskStream) -
     ]
     torch.testing.assert_close(terms["orthogonality"], 0.1 * torch.stack(energies).mean(), rtol=1e-3, atol=1e-5)
     moved = sum(
-        float((p - getattr(method.anchors, name.replace(".", "__"))).square().sum())
+        float((p.detach() - getattr(method.anchors, name.replace(".", "__"))).square().sum())
         for name, p in method.network.named_parameters()
         if p.requires_grad
     )
@@ -145,7 +145,8 @@ def test_presets_differ_as_they_say(tiny_blocks: Make, tiny_stream: TaskStream) 
 
 def test_dropout_runs_in_the_frozen_copy_as_released_only(tiny_blocks: Make) -> None:
     for preset, active in (("released", True), ("intended", False)):
-        method = small(tiny_blocks(), preset=preset).train()
+        method = small(tiny_blocks(), preset=preset)
+        method.train()
         assert method.network.bank is not None
         assert method.network.bank.copy.training is active
         assert not method.network.backbone.model.training

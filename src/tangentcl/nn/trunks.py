@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tangentcl.nn.blocks import Tokens, Transformer, with_prompts
 
+Modules = Sequence[nn.Module] | nn.ModuleList  # one for each block
 KEEP_PROMPT = 0.1  # share of the old prompt in what the MLP of a later block sees
 
 
@@ -36,7 +37,7 @@ def stem(model: Transformer, x: Tensor | dict[str, Tensor]) -> Stem:
     return Stem(tokens, attended, model.blocks[0].update(attended))
 
 
-def channel_trunk(model: Transformer, start: Stem, adapters: Sequence[nn.Module] | None) -> Tensor:
+def channel_trunk(model: Transformer, start: Stem, adapters: Modules | None) -> Tensor:
     r"""Features ``[B, d]`` with a channel adapter :math:`A_l` beside the MLP of each block.
 
     Pre-norm :math:`x \leftarrow x + \mathrm{MLP}(\mathrm{LN}\,x) + A_l(x)`, post-norm
@@ -54,7 +55,7 @@ def channel_trunk(model: Transformer, start: Stem, adapters: Sequence[nn.Module]
     return model.read(x, start.tokens)
 
 
-def patch_trunk(model: Transformer, start: Stem, prompts: Sequence[nn.Module]) -> Tensor:
+def patch_trunk(model: Transformer, start: Stem, prompts: Modules) -> Tensor:
     r"""Features ``[B, d]`` with prompt tokens, made of a block's tokens between its attention and its MLP.
 
     With tokens x and prompts r after attention, :math:`r \leftarrow r + \mathrm{MLP}(\mathrm{LN}(S_l(x) + 0.1\,r))`;
