@@ -62,8 +62,9 @@ class TangentProbe:
 
     def __init__(self, model: nn.Module, x: Any, outputs: Outputs, *, seed: int = 0) -> None:
         self.model, self.x = model, x
-        with torch.no_grad():
-            C = Network(model, outputs).check(x).shape[1]
+        network = Network(model, outputs)
+        with network.evaluating():
+            C = network.check(x).shape[1]
         draw = torch.randn(C, min(C, DIRECTIONS), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         self._directions = torch.linalg.qr(draw).Q
         self._outputs = outputs
