@@ -180,23 +180,8 @@ class NTKCL(Method):
             ridge=ridge,
         )
         chosen = self.settings
-        model = transformer(require_backbone(backbone))
-        channel, patch = None, None
-        if chosen.branches != "patch":
-            adapters = (ChannelAdapter(model.width, rank=rank, dropout=adapter_dropout) for _ in model.blocks)
-            channel = nn.ModuleList(adapters)
-        if chosen.branches != "channel":
-            patch = _prompts(backbone, model, chosen.prompts, n_prompts, modes)
-        self.network = TwoBranches(
-            backbone,
-            model,
-            channel=channel,
-            patch=patch,
-            ptm_section=chosen.ptm_section,
-            ema=chosen.ema,
-            ema_decay=chosen.ema_decay,
-            frozen_dropout=chosen.frozen_dropout,
-            fusion=chosen.fusion,
+        self.network = _network(
+            require_backbone(backbone), chosen, rank=rank, dropout=adapter_dropout, n_prompts=n_prompts, modes=modes
         )
         self.head = SectionPrototypes(self.network.width, self._section_weights())
         self.proxies: CosineProxies | None = None
@@ -322,6 +307,27 @@ class NTKCL(Method):
 
 def _forget_old(method: nn.Module, _: object) -> None:
     method._old = None  # type: ignore[assignment]
+
+
+def _network(
+    backbone: Backbone, chosen: NTKCLSettings, *, rank: int, dropout: float, n_prompts: int, modes: int
+) -> TwoBranches:
+    model, channel, patch = transformer(backbone), None, None
+    if chosen.branches != "patch":
+        channel = nn.ModuleList(ChannelAdapter(model.width, rank=rank, dropout=dropout) for _ in model.blocks)
+    if chosen.branches != "channel":
+        patch = _prompts(backbone, model, chosen.prompts, n_prompts, modes)
+    return TwoBranches(
+        backbone,
+        model,
+        channel=channel,
+        patch=patch,
+        ptm_section=chosen.ptm_section,
+        ema=chosen.ema,
+        ema_decay=chosen.ema_decay,
+        frozen_dropout=chosen.frozen_dropout,
+        fusion=chosen.fusion,
+    )
 
 
 def _prompts(backbone: Backbone, model: Transformer, form: str, n_prompts: int, modes: int) -> nn.ModuleList:

@@ -29,7 +29,7 @@ class ChannelAdapter(nn.Module):
 
     >>> import torch
     >>> adapter = ChannelAdapter(8, rank=2)
-    >>> float(adapter(torch.randn(1, 3, 8)).abs().max()), sum(p.numel() for p in adapter.parameters())
+    >>> adapter(torch.randn(1, 3, 8)).abs().max().item(), sum(p.numel() for p in adapter.parameters())
     (0.0, 42)
     """
 
