@@ -87,6 +87,16 @@ def test_a_model_that_is_linear_in_what_trains_has_no_error() -> None:
     assert found.light == "green"
 
 
+def test_parameters_that_outputs_do_not_see_do_not_count() -> None:
+    model, x = _made()
+    model.body.requires_grad_(False)
+    seen = TangentProbe(model, x, lambda m, batch: torch.tanh(m.body(m.front(batch))))  # the head is behind them
+    with torch.no_grad():
+        model.head.weight += 3.0
+    found = seen.compare(torch.ones(7, 2), torch.ones(7, 2))
+    assert (found.tangent_change, found.linearisation_error, found.light) == (0.0, 0.0, "green")
+
+
 def test_the_model_is_left_as_it_was() -> None:
     model, x = _made()
     model.train()

@@ -118,7 +118,8 @@ class Laziness:
         what, value = self.worst
         if value < 0.005:
             return "The theory holds: kernels stayed as they were, and outputs are linear in what was trained."
-        by = f"by {100 * value:.0f} %" if math.isfinite(value) else "beyond measure"
+        by = "beyond measure" if not math.isfinite(value) else f"by {100 * value:.0f} %"
+        by = by if not 10 <= value < math.inf else f"by {value:.0f} times as much as there was"
         if self.light == "green":
             return f"The theory holds: at most, {what} {by}."
         if self.light == "amber":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tangentcl.errors import ModelError
 from tangentcl.kernels import EmpiricalNTK
-from tangentcl.kernels.batch import n_samples
+from tangentcl.kernels.batch import n_samples, samples
 from tangentcl.kernels.network import Network, Outputs
 from tangentcl.theory.laziness import (
     Laziness,
@@ -23,7 +23,6 @@ from tangentcl.theory.laziness import (
 )
 
 DIRECTIONS = 4  # of the outputs that the tangent kernel is computed for
-CHUNK = 16
 
 
 @contextmanager
@@ -70,6 +69,7 @@ class TangentProbe:
         self._outputs = outputs
         self.start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         self._buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+        self._used = self._what_outputs_depend_on()
         self._before, self._kernel = self._values(), self._tangent()
 
     def compare(self, features_before: Tensor, features_after: Tensor, *, function: str = "outputs") -> Laziness:
@@ -97,6 +97,17 @@ class TangentProbe:
             function,
         )
 
+    def _what_outputs_depend_on(self) -> list[str]:
+        """Trained parameters that the outputs see; proxies that only a loss sees are not among them."""
+        network = Network(self.model, self._outputs)
+        parameters = network.parameters
+        with network.evaluating():
+            f = network(samples(self.x, 0, 2))
+            if not f.requires_grad:
+                return []
+            found = torch.autograd.grad(f.sum(), list(parameters.values()), allow_unused=True)
+        return [name for name, gradient in zip(parameters, found) if gradient is not None]
+
     def _projected(self, model: nn.Module, x: Any) -> Tensor:
         f = self._outputs(model, x)
         return f @ self._directions.to(f)
@@ -110,17 +121,24 @@ class TangentProbe:
 
     def _tangent(self) -> Tensor:
         """The tangent kernel of the chosen directions around its mean, float64 on the CPU."""
-        kernel = EmpiricalNTK(self.model, self._projected, chunk_size=CHUNK)(self.x)
+        n = n_samples(self.x)
+        if not self._used:
+            size = n * self._directions.shape[1]
+            return torch.zeros(size, size, dtype=torch.float64)
+        kernel = EmpiricalNTK(self.model, self._projected, self._used)(self.x)
         matrix = kernel.to_dense().detach().to("cpu", torch.float64)
-        return centred_kernel(matrix, n_samples(self.x))
+        return centred_kernel(matrix, n)
 
     def _linear(self, now: Mapping[str, Tensor]) -> Tensor:
         """J at the start times the change of the parameters, [n, C] on the CPU."""
-        network = Network(self.model, self._outputs)
-        change = {name: now[name] - self.start[name] for name in self.start}
+        if not self._used:
+            return torch.zeros_like(self._before)
+        network = Network(self.model, self._outputs, self._used)
+        start = {name: self.start[name] for name in self._used}
+        change = {name: now[name] - value for name, value in start.items()}
         with network.evaluating(), torch.no_grad():
             try:
-                found = torch.func.jvp(lambda values: network.at(values, self.x), (self.start,), (change,))
+                found = torch.func.jvp(lambda values: network.at(values, self.x), (start,), (change,))
             except NotImplementedError as error:
                 raise ModelError(f"an operation of the model has no forward-mode derivative ({error})") from error
         return found[1].detach().cpu()
