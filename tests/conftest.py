@@ -13,6 +13,8 @@ from torch import nn
 
 from tangentcl.data import ArrayTransform, ImageTransform, Source, TaskStream, class_incremental, from_arrays
 from tangentcl.nn import Backbone, from_module
+from tangentcl.nn.backbone import PooledTokens
+from tangentcl.nn.vit import Block
 
 SIDE, TOKENS, WIDTH = 4, 3, 16
 
@@ -49,6 +51,40 @@ def tiny_backbone() -> Callable[[], Backbone]:
             module = TinyTransformer()
         sample = torch.zeros(2, TOKENS, SIDE)
         return from_module(module, None, WIDTH, name="tiny", modality="array", sample=sample)
+
+    return make
+
+
+class TinyBlocks(nn.Module):
+    """Two pre-norm transformer blocks over [B, 3, 4] inputs, the first token standing for the class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(SIDE, WIDTH)
+        self.blocks = nn.ModuleList(Block(WIDTH, heads=2, expansion=2) for _ in range(2))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.project(x)
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+
+@pytest.fixture
+def tiny_blocks() -> Callable[[], Backbone]:
+    """A function that makes the same small frozen transformer of blocks each time."""
+
+    def make() -> Backbone:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            module = TinyBlocks()
+        sample = torch.ones(2, TOKENS, SIDE)
+        return from_module(module, PooledTokens("cls"), WIDTH, name="blocks", modality="array", sample=sample)
 
     return make
 

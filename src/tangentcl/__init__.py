@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         vulnerability,
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
-    from tangentcl.methods import METHODS, NCM, Finetune, Joint, Method, Replay
+    from tangentcl.methods import METHODS, NCM, NTKCL, Finetune, Joint, Method, Replay
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
     from tangentcl.training import StreamResult, TrainingPlan, run_stream
@@ -70,7 +70,7 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay",
+    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL",
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -83,6 +83,7 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = [
     "METHODS",
     "NCM",
+    "NTKCL",
     "SGD",
     "AdamW",
     "Backbone",

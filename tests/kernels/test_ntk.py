@@ -217,6 +217,25 @@ def test_at_the_start_lora_sees_one_half_only(tiny_backbone: Callable[[], Backbo
         assert bool((K == 0).all()) is silent
 
 
+def test_a_parameter_that_is_a_single_number_has_a_column_like_others() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.layer = nn.Parameter(torch.tensor(2.0)), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * self.layer(x)
+
+    torch.manual_seed(0)
+    model, x = Scaled().double(), torch.randn(4, 3, dtype=torch.float64)
+    kernel = EmpiricalNTK(model)
+    K = kernel(x).to_dense()
+    h = model.layer(x).detach().flatten()
+    weights = 4 * torch.kron(x @ x.T + 1, torch.eye(2, dtype=torch.float64))
+    torch.testing.assert_close(K, weights + torch.outer(h, h))
+    assert (kernel.choice.backend, kernel.note) == ("jacobian", "")  # type: ignore[union-attr]
+
+
 def test_tiles_and_factors_give_the_same(tiny_backbone: Callable[[], Backbone]) -> None:
     found = make("full", tiny_backbone)
     found.model.double()

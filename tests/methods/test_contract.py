@@ -30,7 +30,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "joint-every-task": ("joint", {"rank": 2, "every_task": True}),
     "replay": ("replay", {"rank": 2, "budget": 12}),
     "replay-herding": ("replay", {"rank": 2, "budget": 12, "selection": "herding"}),
+    "ntkcl": ("ntkcl", {"rank": 2, "n_prompts": 2}),
+    "ntkcl-released": ("ntkcl", {"rank": 2, "n_prompts": 2, "preset": "released"}),
+    "ntkcl-theory": ("ntkcl", {"rank": 2, "n_prompts": 2, "preset": "theory", "ptm_section": True}),
+    "ntkcl-attention": ("ntkcl", {"rank": 2, "n_prompts": 2, "prompts": "attention", "section_norm_train": True}),
+    "ntkcl-dct": ("ntkcl", {"branches": "patch", "n_prompts": 2, "prompts": "dct", "modes": 4, "anchor": "ema"}),
+    "ntkcl-channel": ("ntkcl", {"rank": 2, "branches": "channel", "ema": "decay", "ema_decay": 0.5}),
+    "ntkcl-no-ema": ("ntkcl", {"rank": 2, "n_prompts": 2, "ema": "off", "fusion": "sum"}),
 }
+IN_BLOCKS = {"ntkcl"}  # methods that put modules between the blocks of a transformer
 PLAN = TrainingPlan(epochs=2, batch_size=8, lr=0.01, device="cpu", seed=3)
 
 Make = Callable[[], Method]
@@ -41,12 +49,15 @@ def test_every_method_has_a_variant() -> None:
 
 
 @pytest.fixture(params=sorted(VARIANTS))
-def make(request: pytest.FixtureRequest, tiny_backbone: Callable[[], Backbone]) -> Make:
+def make(
+    request: pytest.FixtureRequest, tiny_backbone: Callable[[], Backbone], tiny_blocks: Callable[[], Backbone]
+) -> Make:
     name, keywords = VARIANTS[request.param]
+    features = tiny_blocks if name in IN_BLOCKS else tiny_backbone
 
     def build() -> Method:
         torch.manual_seed(0)
-        return method_class(name)(tiny_backbone(), **keywords)
+        return method_class(name)(features(), **keywords)
 
     return build
 

@@ -33,6 +33,9 @@ clip_norm = 1.0
 device = "cpu"
 [forecast]
 samples = 31
+[theory]
+samples = 31
+probe = 13
 [[method]]
 name = "finetune"
 rank = 2
@@ -107,6 +110,23 @@ def test_forecasts_are_shared_and_agree(folders: tuple[Path, Path], label: str) 
         for name in ("outputs", "drift", "real_drift"):
             scale = np.abs(single.arrays["drift"]).max()
             np.testing.assert_allclose(shared.arrays[name], single.arrays[name], rtol=1e-2, atol=5e-3 * scale)
+
+
+@pytest.mark.parametrize("label", ["finetune", "head", "ncm"])
+def test_the_theory_report_agrees(folders: tuple[Path, Path], label: str) -> None:
+    from tangentcl.records import Record
+
+    one, two = (Record.read(folder / label / "seed-0").theory for folder in folders)
+    assert [found.values["status"] for found in two] == ["learned"] * 5
+    for single, shared in zip(one, two, strict=True):
+        assert shared.light == single.light
+        a, b = ({**(found.before or {}), **(found.after or {})} for found in (single, shared))
+        assert b["n"] == a["n"] == 31
+        for key in ("overlap_centred", "interplay_rms", "rademacher"):
+            rows = [[np.nan if row[key] is None else row[key] for row in values["past"]] for values in (a, b)]
+            np.testing.assert_allclose(rows[1], rows[0], rtol=1e-2)
+        np.testing.assert_allclose(b["radius"]["all"], a["radius"]["all"], rtol=1e-3)
+        np.testing.assert_allclose(b["risk"]["loo"], a["risk"]["loo"], rtol=2e-2)
 
 
 def test_the_record_says_how_many_processes_there_were(folders: tuple[Path, Path]) -> None:

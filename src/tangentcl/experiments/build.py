@@ -15,7 +15,7 @@ from tangentcl.experiments.call import call, defaults
 from tangentcl.experiments.config import Table
 from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone, backbone
-from tangentcl.training import ForecastOptions, TrainingPlan
+from tangentcl.training import ForecastOptions, TheoryOptions, TrainingPlan
 from tangentcl.training.order import derived_seed
 
 
@@ -68,6 +68,15 @@ def build_forecast(table: Table | None) -> ForecastOptions | None:
         ConfigError: unknown key, wrong type, impossible value.
     """
     return None if table is None else call(ForecastOptions, table, table="forecast")
+
+
+def build_theory(table: Table | None) -> TheoryOptions | None:
+    """What ``[theory]`` asks for; None without the table.
+
+    Raises:
+        ConfigError: unknown key, wrong type, impossible value.
+    """
+    return None if table is None else call(TheoryOptions, table, table="theory")
 
 
 def build_method(keywords: Table, features: Backbone, seed: int) -> Method:
@@ -150,6 +159,8 @@ def with_defaults(settings: Table) -> Table:
     }
     if "forecast" in settings:
         makers["forecast"] = ForecastOptions
+    if "theory" in settings:
+        makers["theory"] = TheoryOptions
     filled = {table: {**defaults(maker), **settings[table]} for table, maker in makers.items()}
     del filled["plan"]["seed"]  # the run's own, one level up
     return {**settings, **filled}

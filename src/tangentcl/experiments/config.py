@@ -20,7 +20,7 @@ else:
 
 Table = dict[str, Any]
 
-TABLES = ("source", "stream", "backbone", "transform", "plan", "forecast", "method")
+TABLES = ("source", "stream", "backbone", "transform", "plan", "forecast", "theory", "method")
 TOP = ("name", "seeds", "save", *TABLES)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 
@@ -53,6 +53,7 @@ class Experiment:
         methods: what is compared.
         save: whether each record keeps the trained learner; "tasks" keeps it as it was after every task, too.
         forecast: keywords of `tangentcl.training.ForecastOptions`, or None to forecast nothing.
+        theory: keywords of `tangentcl.training.TheoryOptions`, or None for no theory report.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Experiment:
     transform: Table = field(default_factory=dict)
     save: bool | str = True
     forecast: Table | None = None
+    theory: Table | None = None
 
     def resolved(self, entry: MethodEntry, seed: int) -> Table:
         """All settings of one run, as they are written into its record."""
@@ -80,7 +82,8 @@ class Experiment:
             "plan": {**self.plan, **entry.plan},
             "method": {"name": entry.name, **copy.deepcopy(entry.keywords)},
         }
-        return settings if self.forecast is None else {**settings, "forecast": copy.deepcopy(self.forecast)}
+        asked = {"forecast": self.forecast, "theory": self.theory}
+        return {**settings, **{key: copy.deepcopy(table) for key, table in asked.items() if table is not None}}
 
 
 def load_experiment(
@@ -192,7 +195,8 @@ def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> 
         seeds=tuple(seeds),
         methods=tuple(entries),
         save=save,
-        forecast=_forecast(document.get("forecast", False), where),
+        forecast=_switched("forecast", document.get("forecast", False), where),
+        theory=_switched("theory", document.get("theory", False), where),
         **{key: document[key] for key in ("source", "stream", "backbone", "transform", "plan")},
     )
 
@@ -206,12 +210,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
-def _forecast(given: Any, where: str) -> Table | None:
-    """The table ``[forecast]``; true stands for an empty one, false for none."""
+def _switched(name: str, given: Any, where: str) -> Table | None:
+    """A table that is off unless asked for; true stands for an empty one, false for none."""
     if isinstance(given, bool):
         return {} if given else None
     if not isinstance(given, dict):
-        raise ConfigError(f"{where}: forecast must be a table, [forecast], or true or false, got {given!r}")
+        raise ConfigError(f"{where}: {name} must be a table, [{name}], or true or false, got {given!r}")
     return given
 
 

@@ -20,6 +20,7 @@ from tangentcl.experiments.build import (
     build_plan,
     build_source,
     build_stream,
+    build_theory,
     transforms,
     with_defaults,
 )
@@ -28,14 +29,17 @@ from tangentcl.experiments.environment import environment
 from tangentcl.experiments.forecast_summary import in_short, task_forecast
 from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone
-from tangentcl.records import Record, RecordWriter, is_abandoned
+from tangentcl.records import Record, RecordWriter, TaskTheory, is_abandoned
 from tangentcl.records.files import plain
 from tangentcl.training import (
     Forecasting,
     ForecastOptions,
     Runtime,
+    StageTheory,
     StageWatcher,
     StreamResult,
+    TheoryOptions,
+    TheoryReport,
     TrainingPlan,
     run_stream,
 )
@@ -70,6 +74,7 @@ class Run:
     settings: Table
     folder: Path
     forecast: ForecastOptions | None = None
+    theory: TheoryOptions | None = None
 
     def outcome(self, status: str, reason: str | None = None) -> Outcome:
         """How it ended."""
@@ -126,7 +131,7 @@ def _planned(experiment: Experiment, out: Path) -> list[Run]:
         for seed in experiment.seeds:
             plan = build_plan({**experiment.plan, **entry.plan}, seed)
         Runtime(device=plan.device, precision=plan.precision)
-    forecast = build_forecast(experiment.forecast)
+    forecast, theory = build_forecast(experiment.forecast), build_theory(experiment.theory)
     data = build_source(experiment.source)
     by_seed = experiment.stream.get("order_seed") == "seed"
     streams: dict[int, TaskStream] = {}
@@ -139,7 +144,7 @@ def _planned(experiment: Experiment, out: Path) -> list[Run]:
             plan = build_plan({**experiment.plan, **entry.plan}, seed)
             folder = out / experiment.name / entry.slug / f"seed-{seed}"
             settings = with_defaults(experiment.resolved(entry, seed))
-            runs.append(Run(entry, seed, plan, streams[key], settings, folder, forecast))
+            runs.append(Run(entry, seed, plan, streams[key], settings, folder, forecast, theory))
     return runs
 
 
@@ -169,11 +174,13 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
     if writer is not None:
         remove_learners(checkpoints)
     watchers: list[StageWatcher] = []
-    if run.forecast is not None:  # first: it counts the seconds between its two looks
-        watchers.append(_forecasting(run.forecast, ready, writer, emit))
+    if run.theory is not None:
+        watchers.append(_theory(run.theory, ready, writer))
     if experiment.save == "tasks":
         watchers.append(LearnerKeeper(checkpoints))
     watchers.append(MomentsWriter(run.folder))
+    if run.forecast is not None:  # last, so next to training: it counts the seconds between its two looks
+        watchers.append(_forecasting(run.forecast, ready, writer, emit))
     try:
         result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers)
         if writer is not None:
@@ -215,6 +222,23 @@ def _forecasting(options: ForecastOptions, stream: TaskStream, writer: RecordWri
             emit("forecast_checked", in_short(kept))
 
     return Forecasting(options, per_task=stream.scenario == "task", report=report, keep=False)
+
+
+def _theory(options: TheoryOptions, stream: TaskStream, writer: RecordWriter | None) -> TheoryReport:
+    """The theory report of a run, which goes to its record; every process takes part."""
+
+    def report(found: StageTheory) -> None:
+        if writer is not None:
+            writer.theory(task_theory(found))
+
+    return TheoryReport(options, class_names=stream.class_names, report=report)
+
+
+def task_theory(found: StageTheory) -> TaskTheory:
+    """What a record keeps of the quantities of a task."""
+    status = "refused" if found.reason is not None else "before" if found.after is None else "learned"
+    values = {"reason": found.reason, "before": found.before, "after": found.after, "seconds": found.seconds}
+    return TaskTheory(found.task.index, found.task.name, {"status": status, **values})
 
 
 def write_accuracy(writer: RecordWriter, stream: TaskStream, result: StreamResult) -> None:

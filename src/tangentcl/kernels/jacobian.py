@@ -39,7 +39,8 @@ class JacobianRows:
 
         per_sample = torch.func.vmap(torch.func.jacrev(outputs), in_dims=(None, 0))
         blocks = per_sample(self.network.values, tensors(x))
-        return torch.cat([blocks[name].detach().flatten(2) for name in self.network.parameters], dim=2).flatten(0, 1)
+        rows = [blocks[name].detach() for name in self.network.parameters]  # [n, C, ...]; [n, C] of a single number
+        return torch.cat([row[:, :, None].flatten(2) for row in rows], dim=2).flatten(0, 1)
 
     def _one_by_one(self, x: Any) -> Tensor:
         parameters = list(self.network.parameters.values())

@@ -9,6 +9,7 @@ from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.joint import Joint
 from tangentcl.methods.method import Method
 from tangentcl.methods.ncm import NCM
+from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.replay import Replay
 
 METHODS: dict[str, type[Method]] = {
@@ -16,9 +17,10 @@ METHODS: dict[str, type[Method]] = {
     "ncm": NCM,
     "joint": Joint,
     "replay": Replay,
+    "ntkcl": NTKCL,
 }
 
-__all__ = ["METHODS", "NCM", "Finetune", "Joint", "Method", "Replay", "method_class"]
+__all__ = ["METHODS", "NCM", "NTKCL", "Finetune", "Joint", "Method", "Replay", "method_class"]
 
 
 def method_class(name: str) -> type[Method]:

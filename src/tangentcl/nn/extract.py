@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from tangentcl.data.samples import Samples
 from tangentcl.errors import ModelError
-from tangentcl.nn.backbone import Backbone, to_device
+from tangentcl.nn.backbone import Backbone, BackboneCard, Batch, to_device
 
 
-def extract_features(backbone: Backbone, samples: Samples, batch_size: int = 256) -> tuple[Tensor, Tensor]:
+class FeatureExtractor(Protocol):
+    """A `Backbone`, or a module around one that makes other features of it: batch -> ``[B, width]``."""
+
+    width: int
+
+    @property
+    def card(self) -> BackboneCard: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> Any: ...
+
+    def __call__(self, x: Batch) -> Tensor: ...
+
+
+def extract_features(
+    backbone: Backbone | FeatureExtractor, samples: Samples, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
     """Features and labels of ``samples`` in order, in evaluation mode and without gradients.
 
     When ``torch.distributed`` is initialised each process computes one stretch of the samples, and every process gets
@@ -50,7 +72,7 @@ def extract_features(backbone: Backbone, samples: Samples, batch_size: int = 256
 
 
 @torch.no_grad()
-def _extract(backbone: Backbone, samples: Samples, batch_size: int) -> tuple[Tensor, Tensor]:
+def _extract(backbone: Backbone | FeatureExtractor, samples: Samples, batch_size: int) -> tuple[Tensor, Tensor]:
     modes = {module: module.training for module in backbone.modules()}
     device = backbone.device
     features, labels = [torch.empty(0, backbone.width)], [torch.empty(0, dtype=torch.int64)]

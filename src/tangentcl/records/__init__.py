@@ -3,6 +3,7 @@
 from .accuracy import Accuracy
 from .forecasts import TaskForecast, read_forecasts
 from .record import Record, Status, find_records
+from .theory import TaskTheory, read_theory
 from .writer import RecordWriter, is_abandoned
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "RecordWriter",
     "Status",
     "TaskForecast",
+    "TaskTheory",
     "find_records",
     "is_abandoned",
     "read_forecasts",
+    "read_theory",
 ]

@@ -16,6 +16,7 @@ from ..errors import RecordError
 from .accuracy import Accuracy
 from .files import read_bytes, read_json, read_toml
 from .forecasts import TaskForecast, read_forecasts
+from .theory import TaskTheory, read_theory
 
 STATUSES = ("running", "done", "failed", "interrupted")
 
@@ -104,6 +105,15 @@ class Record:
             RecordError: a missing or damaged file, by name.
         """
         return read_forecasts(self.folder)
+
+    @cached_property
+    def theory(self) -> list[TaskTheory]:
+        """The quantities of the theory report, task by task; read when first asked for, empty where there are none.
+
+        Raises:
+            RecordError: a damaged file, by name.
+        """
+        return read_theory(self.folder)
 
     def events_named(self, event: str) -> list[Mapping[str, Any]]:
         """The events of one kind, in order."""

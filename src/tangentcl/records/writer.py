@@ -16,6 +16,7 @@ from ..errors import RecordError
 from .accuracy import Accuracy
 from .files import atomic_write, hold, is_held, plain, read_json, refused, write_json, write_toml
 from .forecasts import TaskForecast, remove_forecasts, write_forecast
+from .theory import TaskTheory, remove_theory, write_theory
 
 ENDS = ("done", "failed", "interrupted")
 
@@ -79,6 +80,7 @@ class RecordWriter:
         except OSError as error:
             raise refused("write", path, error) from error
         remove_forecasts(self.folder)
+        remove_theory(self.folder)
         write_toml(self.folder / "config.toml", config)
         write_json(self.folder / "environment.json", environment)
 
@@ -140,6 +142,14 @@ class RecordWriter:
             RecordError: parts that do not fit together, or the disk refuses.
         """
         write_forecast(self.folder, forecast)
+
+    def theory(self, theory: TaskTheory) -> None:
+        """Write the theory report of one task; called before the task is learned, and again after it.
+
+        Raises:
+            RecordError: parts that are missing, or the disk refuses.
+        """
+        write_theory(self.folder, theory)
 
     def finish(self, status: str = "done", reason: str | None = None) -> None:
         """Close the record with ``done``, ``failed`` or ``interrupted``; ``reason`` says why it is not done.

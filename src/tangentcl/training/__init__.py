@@ -9,6 +9,7 @@ from tangentcl.training.recipe import recipe, recipe_notes
 from tangentcl.training.runtime import Runtime, process_group
 from tangentcl.training.stage import Stage, StageWatcher
 from tangentcl.training.stream import StreamResult, run_stream
+from tangentcl.training.theory import StageTheory, TheoryOptions, TheoryReport
 
 __all__ = [
     "ForecastOptions",
@@ -17,9 +18,12 @@ __all__ = [
     "Runtime",
     "Stage",
     "StageForecast",
+    "StageTheory",
     "StageWatcher",
     "StreamResult",
     "TaskFit",
+    "TheoryOptions",
+    "TheoryReport",
     "TrainingPlan",
     "count_correct",
     "forecast_stage",

@@ -93,7 +93,8 @@ def run_stream(
         plan: the recipe, the same for every task.
         runtime: device and processes; made from the plan if not given.
         emit: called with the name and the fields of every event (they are listed in ``docs/training.md``).
-        watchers: look on before and after each task that something is learned of, such as `Forecasting`.
+        watchers: look on before and after each task that something is learned of, such as `Forecasting`. They nest:
+            the last one looks last before a task and first after it.
 
     Raises:
         NonFiniteLoss, DataError, ConfigError, ModelError: with task and step where they apply.
@@ -207,7 +208,7 @@ def learn_task(
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
         },
     )
-    for watcher in watchers:
+    for watcher in reversed(watchers):
         watcher.after(stage)
     return True
 

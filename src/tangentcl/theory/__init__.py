@@ -1,0 +1,48 @@
+"""Quantities of the tangent-kernel theory of continual learning, one family a file, each a function of tensors."""
+
+from tangentcl.theory.anchor import anchor_efficiency, relative_move
+from tangentcl.theory.capacity import capacity_radius, rademacher_term
+from tangentcl.theory.centring import centred_moment, mean_features
+from tangentcl.theory.dimension import effective_dimension, participation_ratio
+from tangentcl.theory.interplay import class_forgetting, forgetting_vector, interplay_energy
+from tangentcl.theory.laziness import Laziness, kernel_alignment, kernel_change, linearisation_error
+from tangentcl.theory.overlap import kernel_overlap
+from tangentcl.theory.probe import TangentProbe
+from tangentcl.theory.ridge_step import RidgeStep, anchored_ridge
+from tangentcl.theory.risk import RiskCurve, learning_curve, risk_curve
+from tangentcl.theory.staleness import moved_prototypes, staleness
+from tangentcl.theory.subspaces import main_directions, principal_cosines, subspace_energy
+from tangentcl.theory.views import effective_samples, held_out_residuals, view_correlation
+
+__all__ = [
+    "Laziness",
+    "RidgeStep",
+    "RiskCurve",
+    "TangentProbe",
+    "anchor_efficiency",
+    "anchored_ridge",
+    "capacity_radius",
+    "centred_moment",
+    "class_forgetting",
+    "effective_dimension",
+    "effective_samples",
+    "forgetting_vector",
+    "held_out_residuals",
+    "interplay_energy",
+    "kernel_alignment",
+    "kernel_change",
+    "kernel_overlap",
+    "learning_curve",
+    "linearisation_error",
+    "main_directions",
+    "mean_features",
+    "moved_prototypes",
+    "participation_ratio",
+    "principal_cosines",
+    "rademacher_term",
+    "relative_move",
+    "risk_curve",
+    "staleness",
+    "subspace_energy",
+    "view_correlation",
+]

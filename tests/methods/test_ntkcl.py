@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tangentcl.data import ArrayTransform, TaskStream, class_incremental, from_arrays
+from tangentcl.errors import ConfigError, ModelError
+from tangentcl.methods.ntkcl import NTKCL
+from tangentcl.nn import Backbone, extract_features
+from tangentcl.training import Runtime, TrainingPlan, run_stream
+from tangentcl.training.stream import ignore, learn_task
+
+PLAN = TrainingPlan(epochs=2, batch_size=8, lr=0.05, optimizer="sgd", device="cpu", seed=3)
+Make = Callable[[], Backbone]
+
+
+def small(features: Backbone, **switches: Any) -> NTKCL:
+    torch.manual_seed(0)
+    return NTKCL(features, rank=2, n_prompts=2, **switches)
+
+
+def learned(method: NTKCL, stream: TaskStream, n: int) -> NTKCL:
+    for task in list(stream)[:n]:
+        learn_task(method, task, PLAN, Runtime(device="cpu"), ignore)
+    return method
+
+
+def stream_of(n_classes: int, **options: Any) -> TaskStream:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(n_classes), 3)
+    x = rng.normal(size=(n_classes, 3, 4))[labels] + 0.3 * rng.normal(size=(len(labels), 3, 4))
+    source = from_arrays(x.astype(np.float32), labels, x.astype(np.float32), labels, name="gaussians", modality="array")
+    return class_incremental(source, **options).with_transforms(ArrayTransform(), ArrayTransform())
+
+
+def test_the_running_mean_is_the_mean_of_the_tasks(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    method, seen = small(tiny_blocks()), []
+    for task in tiny_stream:
+        learn_task(method, task, PLAN, Runtime(device="cpu"), ignore)
+        seen.append(torch.cat([p.detach().flatten() for p in method.network.current.parameters()]))
+    assert method.network.bank is not None
+    kept = torch.cat([b.flatten() for b in method.network.bank.copy.buffers()])
+    torch.testing.assert_close(kept, torch.stack(seen).mean(0), rtol=1e-5, atol=1e-7)
+    assert float((seen[2] - seen[0]).norm()) > 1e-3
+
+
+def test_released_leaves_out_the_last_update(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    counts = []
+    for preset in ("released", "intended"):
+        method = learned(small(tiny_blocks(), preset=preset), tiny_stream, 3)
+        assert method.network.bank is not None
+        counts.append(int(method.network.bank.count))
+    assert counts == [2, 3]
+
+
+def test_the_state_grows_by_class_rows_only(tiny_blocks: Make) -> None:
+    stream, method, sizes = stream_of(40, n_tasks=20), small(tiny_blocks()), []
+    for task in stream:
+        method.begin_task(task)
+        method.end_task(task)
+        state = method.state_dict()
+        rows = {"head.means.sums", "head.means.counts"}
+        assert rows <= set(state)
+        sizes.append(
+            (
+                sum(v.numel() * v.element_size() for k, v in state.items() if k not in rows),
+                state["head.means.sums"].shape[0],
+            )
+        )
+    assert sizes[1][0] == sizes[19][0]
+    assert [n for _, n in sizes] == list(range(2, 41, 2))
+
+
+def test_prototypes_are_class_means_of_the_fused_feature(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    method = learned(small(tiny_blocks()), tiny_stream, 1)
+    features, labels = extract_features(method.network, tiny_stream[0].train_eval)
+    for c in (0, 1):
+        expected = features[labels == c].mean(0)
+        torch.testing.assert_close(method.head.means.prototypes[c].float(), expected, rtol=1e-5, atol=1e-6)
+    method.eval()
+    x, _ = next(tiny_stream[0].test.batches(5))
+    z, d = method.network(x), method.network.backbone.width
+    mu = method.head.means.prototypes.float()
+    mean, current = (F.cosine_similarity(z[:, None, s], mu[None, :, s], dim=2) for s in (slice(d), slice(d, None)))
+    torch.testing.assert_close(method.predict(x), 0.3 * mean + 0.1 * current, rtol=1e-5, atol=1e-6)
+
+
+def test_every_term_is_its_formula(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    method = learned(small(tiny_blocks(), adapter_dropout=0.0), tiny_stream, 1)
+    method.begin_task(tiny_stream[1])
+    with torch.no_grad():
+        for p in method.network.current.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    x, y = next(tiny_stream[1].train.batches(16))
+    method.train()
+    terms, views = method.training_loss(x, y), method.network.views(x)
+    assert views.channel is not None
+    assert views.patch is not None
+    assert method.proxies is not None
+    assert method.anchors is not None
+    proxies, scale = method.proxies.weight, method.proxies.scale
+    for name, view in (("channel", views.channel), ("patch", views.patch), ("fused", views.fused)):
+        logits = scale * F.cosine_similarity(view[:, None], proxies[None], dim=2)
+        torch.testing.assert_close(terms[f"cross_entropy_{name}"], F.cross_entropy(logits, y - 2), rtol=1e-5, atol=1e-6)
+    old = method.head.means.prototypes[:2].float() - method.centre
+    q = torch.linalg.qr(old.T)[0][:, :1]  # two centred classes of one size lie on one line
+    energies = [
+        (F.normalize(view - method.centre, dim=1) @ q).square().sum(1).mean()
+        for view in (views.channel, views.patch, views.fused)
+    ]
+    torch.testing.assert_close(terms["orthogonality"], 0.1 * torch.stack(energies).mean(), rtol=1e-3, atol=1e-5)
+    moved = sum(
+        float((p.detach() - getattr(method.anchors, name.replace(".", "__"))).square().sum())
+        for name, p in method.network.named_parameters()
+        if p.requires_grad
+    )
+    assert moved > 0
+    assert abs(float(terms["anchor"].detach()) - 1e-3 * moved) < 1e-6
+
+
+def test_ridge_is_in_units_of_the_kernel(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    method = small(tiny_blocks(), preset="theory", ridge=4.0)
+    method.begin_task(tiny_stream[0])
+    assert method.anchor_weight == 4.0 / (2 * len(tiny_stream[0].train))
+
+
+def test_presets_differ_as_they_say(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    names = {}
+    for preset in ("intended", "released", "theory"):
+        method = learned(small(tiny_blocks(), preset=preset), tiny_stream, 1)
+        method.begin_task(tiny_stream[1])
+        method.train()
+        names[preset] = set(method.training_loss(*next(tiny_stream[1].train.batches(8))))
+    views = ("channel", "patch", "fused")
+    assert names["intended"] == names["released"]
+    assert {f"cross_entropy_{v}" for v in views} | {"dissimilarity", "orthogonality", "anchor"} == names["released"]
+    assert {f"squared_{v}" for v in views} | {"orthogonality", "anchor"} == names["theory"]
+
+
+def test_dropout_runs_in_the_frozen_copy_as_released_only(tiny_blocks: Make) -> None:
+    for preset, active in (("released", True), ("intended", False)):
+        method = small(tiny_blocks(), preset=preset)
+        method.train()
+        assert method.network.bank is not None
+        assert method.network.bank.copy.training is active
+        assert not method.network.backbone.model.training
+
+
+def test_a_short_last_task_and_a_larger_first_one(tiny_blocks: Make) -> None:
+    stream = stream_of(8, base=3, increment=2)
+    assert [len(task.classes) for task in stream] == [3, 2, 2, 1]
+    method = small(tiny_blocks())
+    result = run_stream(method, stream, PLAN)
+    assert np.isfinite(result.matrix[3]).all()
+    method.begin_task(stream[3])
+    assert method.proxies is not None
+    assert method.proxies.weight.shape[0] == 1
+    assert method.old_classes().labels.tolist() == list(range(7))
+
+
+def test_the_old_space_is_described_once_per_task_and_again_after_loading(
+    tiny_blocks: Make, tiny_stream: TaskStream
+) -> None:
+    method = learned(small(tiny_blocks()), tiny_stream, 1)
+    method.begin_task(tiny_stream[1])
+    first = method.old_classes()
+    assert method.old_classes() is first
+    fresh = small(tiny_blocks())
+    for task in (tiny_stream[0], tiny_stream[1]):
+        fresh.begin_task(task)
+    assert fresh.old_classes().labels.tolist() == []
+    fresh.load_state_dict(copy.deepcopy(method.state_dict()))
+    torch.testing.assert_close(fresh.old_classes().directions, first.directions)
+
+
+def test_what_is_refused(tiny_blocks: Make, tiny_backbone: Make) -> None:
+    with pytest.raises(ModelError, match="taken apart"):
+        NTKCL(tiny_backbone())
+    with pytest.raises(ConfigError, match="Did you mean 'released'"):
+        NTKCL(tiny_blocks(), preset="relesed")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Did you mean 'patch'"):
+        NTKCL(tiny_blocks(), branches="pach")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="finite number"):
+        NTKCL(tiny_blocks(), anchor_weight=-1.0)
+    with pytest.raises(ModelError, match="begin_task"):
+        NTKCL(tiny_blocks()).training_loss(torch.zeros(1, 3, 4), torch.zeros(1, dtype=torch.int64))

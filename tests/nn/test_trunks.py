@@ -1,0 +1,160 @@
+"""The trunks against the same computation without any short cut, written anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tangentcl.nn.backbone import Backbone, PooledTokens, from_module
+from tangentcl.nn.blocks import Transformer, TransformerBlock
+from tangentcl.nn.branches import TwoBranches
+from tangentcl.nn.channel_adapter import ChannelAdapter
+from tangentcl.nn.hf import from_transformers
+from tangentcl.nn.layouts import transformer
+from tangentcl.nn.patch_prompts import make_prompts
+from tangentcl.nn.trunks import channel_trunk, patch_trunk, stem
+from tangentcl.nn.vit import SmallViT
+
+PROMPTS = 3
+
+
+def image_backbone(pooling: str, patch: int = 8) -> Backbone:
+    model = SmallViT(width=24, depth=3, heads=3, patch=patch)
+    return from_module(model, PooledTokens(pooling), 24, name="v", modality="image", sample=torch.randn(3, 3, 32, 32))
+
+
+def naive_attention(block: TransformerBlock, x: Tensor, mask: Tensor) -> Tensor:
+    """After the attention sub-layer, head by head, every token."""
+    source = block.norm1(x) if block.pre_norm else x
+    q = block.projections.query(source)
+    k, v = block.projections.key_value(source)
+    e = q.shape[-1] // block.heads
+    heads = []
+    for h in range(block.heads):
+        part = slice(h * e, (h + 1) * e)
+        scores = q[..., part] @ k[..., part].transpose(1, 2) / e**0.5
+        heads.append(scores.masked_fill(mask[:, None] == 0, -torch.inf).softmax(-1) @ v[..., part])
+    out = block.output(torch.cat(heads, dim=-1))
+    return x + out if block.pre_norm else block.norm1(x + out)
+
+
+def naive_mlp(block: TransformerBlock, x: Tensor) -> Tensor:
+    h = block.norm2(x) if block.pre_norm else x
+    for layer in block.mlp:
+        h = layer(h)
+    return h
+
+
+def naive_channel(model: Transformer, x: object, adapters: nn.ModuleList) -> Tensor:
+    tokens = model.embed(x)  # type: ignore[arg-type]
+    h = tokens.values
+    mask = torch.ones(h.shape[:2]) if tokens.mask is None else tokens.mask
+    for block, adapter in zip(model.blocks, adapters, strict=True):
+        h = naive_attention(block, h, mask)
+        total = h + naive_mlp(block, h) + adapter(h)
+        h = total if block.pre_norm else block.norm2(total)
+    return model.read(h, tokens)
+
+
+def naive_patch(model: Transformer, x: object, prompts: nn.ModuleList) -> Tensor:
+    """Prompts right behind the first token, as in the paper's layout."""
+    tokens = model.embed(x)  # type: ignore[arg-type]
+    h = tokens.values
+    mask = torch.ones(h.shape[:2]) if tokens.mask is None else tokens.mask
+    for i, block in enumerate(model.blocks):
+        h = naive_attention(block, h, mask)
+        if i == 0:
+            rest, old = h, torch.zeros(len(h), PROMPTS, h.shape[2])
+            mask = torch.cat([mask[:, :1], torch.ones(len(h), PROMPTS), mask[:, 1:]], dim=1)
+        else:
+            rest, old = torch.cat([h[:, :1], h[:, 1 + PROMPTS :]], dim=1), h[:, 1 : 1 + PROMPTS]
+        made = prompts[i](rest, tokens) + 0.1 * old if i < len(prompts) else old
+        residual = torch.cat([rest[:, :1], old, rest[:, 1:]], dim=1)
+        total = residual + naive_mlp(block, torch.cat([rest[:, :1], made, rest[:, 1:]], dim=1))
+        h = total if block.pre_norm else block.norm2(total)
+    return model.read(torch.cat([h[:, :1], h[:, 1 + PROMPTS :]], dim=1), tokens)
+
+
+def modules(model: Transformer, form: str, n_tokens: int, n_prefix: int | None) -> tuple[nn.ModuleList, nn.ModuleList]:
+    torch.manual_seed(1)
+    adapters = nn.ModuleList(ChannelAdapter(model.width, rank=4, dropout=0.0) for _ in model.blocks)
+    made = (
+        make_prompts(form, model.width, PROMPTS, n_tokens=n_tokens, n_prefix=n_prefix, modes=4)
+        for _ in model.blocks[1:]
+    )
+    prompts = nn.ModuleList(made)
+    for p in (*adapters.parameters(), *prompts.parameters()):
+        nn.init.normal_(p, std=0.5)
+    return adapters, prompts
+
+
+def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(module.parameters()), retain_graph=True))
+
+
+@pytest.mark.parametrize("kind", ["cls", "mean", "many tokens", "bert", "bert cls", "vit"])
+@pytest.mark.parametrize("form", ["linear", "dct", "attention", "static"])
+def test_loss_and_gradients_equal_the_plain_computation(tiny: Callable[[str], nn.Module], kind: str, form: str) -> None:
+    torch.manual_seed(0)
+    if kind.startswith("bert"):
+        made = from_transformers(tiny("bert"), pooling="cls" if "cls" in kind else "mean")
+    elif kind == "vit":
+        made = from_transformers(tiny("vit"))
+    else:
+        made = image_backbone("mean" if kind == "mean" else "cls", patch=4 if kind == "many tokens" else 8)
+    model, x = transformer(made), made.sample_input()
+    tokens = model.embed(x)
+    n_prefix = None if tokens.grid is None else tokens.n_prefix
+    adapters, prompts = modules(model, form, tokens.values.shape[1], n_prefix)
+    target = torch.randn(len(tokens.values), model.width)
+    start = stem(model, x)
+    for module, ours, naive in (
+        (adapters, channel_trunk(model, start, adapters), naive_channel(model, x, adapters)),
+        (prompts, patch_trunk(model, start, prompts), naive_patch(model, x, prompts)),
+    ):
+        ours, naive = (ours - target).square().mean(), (naive - target).square().mean()
+        torch.testing.assert_close(ours, naive, rtol=1e-5, atol=1e-6)
+        for mine, reference in zip(gradients(ours, module), gradients(naive, module), strict=True):
+            scale = float(reference.abs().max())
+            assert float((mine - reference).abs().max()) <= 1e-5 * max(scale, 1.0)
+
+
+def test_without_adapters_the_features_are_the_backbones() -> None:
+    made = image_backbone("cls")
+    model, x = transformer(made), made.sample_input()
+    torch.testing.assert_close(channel_trunk(model, stem(model, x), None), made(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["dct", "attention", "static", "linear"])
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_padding_changes_no_feature(tiny: Callable[[str], nn.Module], form: str, pooling: str) -> None:
+    made = from_transformers(tiny("bert"), pooling=pooling)
+    model = transformer(made)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    short = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    longer = {key: nn.functional.pad(value, (0, 3)) for key, value in short.items()}
+    n_tokens = 4
+    adapters, prompts = modules(model, "attention" if form == "linear" else form, n_tokens, None)
+    for module, trunk in ((adapters, channel_trunk), (prompts, patch_trunk)):
+        a, b = (trunk(model, stem(model, x), module) for x in (short, longer))
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_branches_without_current_modules_have_no_gradient() -> None:
+    made = image_backbone("cls")
+    model = transformer(made)
+    adapters, prompts = modules(model, "linear", 17, 1)
+    network = TwoBranches(made, model, channel=adapters, patch=prompts, ptm_section=True)
+    views = network.views(made.sample_input())
+    assert views.fused.shape == (3, 72)
+    assert views.channel is not None
+    expected = made(made.sample_input())
+    torch.testing.assert_close(views.channel[:, :24], expected, rtol=1e-5, atol=1e-6)
+    weighted = views.channel * torch.randn_like(views.channel)
+    frozen, live = weighted[:, :48].sum(), weighted[:, 48:].sum()
+    mine = list(adapters.parameters())
+    assert not any(bool(g.any()) for g in torch.autograd.grad(frozen, mine, retain_graph=True))
+    assert all(bool(g.any()) for g in torch.autograd.grad(live, mine))
