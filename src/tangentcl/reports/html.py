@@ -19,6 +19,7 @@ from .pages import render, write_page
 from .selection import accuracies, select
 from .svg import colour
 from .tables import Cell, Row, percent, protocol_table, rows, run_costs, table, words
+from .theory_section import Theories, theory_section
 from .units import duration, size
 
 ENVIRONMENT = (
@@ -137,6 +138,7 @@ def _stream(number: int, title: str, part: list[Row]) -> dict[str, Any]:
             if (figure := _losses(f"{prefix}-loss{i}", r, n)) is not None
         ],
         "forecasts": section(prefix, *_forecasts(part, names)),
+        "theory": theory_section(prefix, *_theories(part, names)),
         **_costs(prefix, part, names),
     }
 
@@ -152,6 +154,20 @@ def _forecasts(part: Sequence[Row], names: Sequence[str]) -> tuple[list[Forecast
             except RecordError as error:
                 unreadable.append((str(record.folder), str(error)))
         found.append(Forecasts(name, slot, runs))
+    return found, unreadable
+
+
+def _theories(part: Sequence[Row], names: Sequence[str]) -> tuple[list[Theories], list[tuple[str, str]]]:
+    """The theory report of each method, and (folder, reason) of records whose report is damaged."""
+    found, unreadable = [], []
+    for slot, (row, name) in enumerate(zip(part, names)):
+        runs = []
+        for record in row.records:
+            try:
+                runs.append((record.seed, record.theory))
+            except RecordError as error:
+                unreadable.append((str(record.folder), str(error)))
+        found.append(Theories(name, slot, runs))
     return found, unreadable
 
 

@@ -1,0 +1,172 @@
+"""The theory report in words and numbers: lights, sentences and a table with a line per task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..records.theory import TaskTheory
+from .theory_figures import short
+
+LIGHTS = {"green": "✓ holds", "amber": "~ with care", "red": "✗ does not hold"}
+UNKNOWN = "? not measured"
+HEADING = (
+    "task",
+    "validity",
+    "samples",
+    "ridge",
+    "leave-one-out risk",
+    "effective dimension",
+    "participation ratio",
+    "radius of ridge",
+    "radius of head",
+    "radius of all",
+    "in old space (%)",
+    "views worth",
+    "lowest cosine, own / old classes",
+    "kept of the anchor (%)",
+)
+
+
+def light(theory: TaskTheory) -> str:
+    """How far derived numbers hold for a task, as a sign and in words."""
+    return UNKNOWN if theory.light is None else LIGHTS[theory.light]
+
+
+def value(of: Mapping[str, Any] | None, *path: str) -> float | None:
+    """A number by its path; None where it is absent or not known."""
+    found: Any = of
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return None if found is None else float(found)
+
+
+def heading(theory: TaskTheory) -> str:
+    """Number and name of a task."""
+    return f"{theory.task + 1}: {theory.name}"
+
+
+def line(theory: TaskTheory) -> list[str]:
+    """A task's line of the table."""
+    before, after = theory.before, theory.after
+    energy = [value(part, "old_energy", "energy") for part in (before, after)]
+    return [
+        heading(theory),
+        light(theory),
+        _written(value(before, "n")) + _of(value(before, "n"), value(before, "n_available")),
+        _written(value(before, "ridge")),
+        _written(value(before, "risk", "at_ridge", "loo")),
+        _both(value(before, "dimension", "effective"), value(after, "dimension", "effective")),
+        _both(value(before, "dimension", "participation"), value(after, "dimension", "participation")),
+        _written(value(before, "radius")),
+        _written(value(after, "radius", "head")),
+        _written(value(after, "radius", "all")),
+        _both(*(None if e is None else 100 * e for e in energy)),
+        _written(value(before, "views", "times")),
+        " / ".join(_written(lowest(after, which)) for which in ("own", "old")),
+        _written(None if (kept := value(after, "anchor", "efficiency")) is None else 100 * kept),
+    ]
+
+
+def lowest(after: Mapping[str, Any] | None, which: str) -> float | None:
+    """The lowest cosine of a stored class mean with what it is now; "own" classes or "old" ones."""
+    rows = ((after or {}).get("staleness") or {}).get(which) or ()
+    return min((float(row["cosine"]) for row in rows), default=None)
+
+
+def sentences(theory: TaskTheory) -> list[str]:
+    """What was derived for a task, in sentences that hold as far as the task's light says."""
+    found = [_risk(theory), _interplay(theory), _old_space(theory), _views(theory), _staleness(theory), _anchor(theory)]
+    return [sentence for sentence in found if sentence]
+
+
+def _risk(theory: TaskTheory) -> str:
+    b = theory.before
+    loo, nothing = value(b, "risk", "at_ridge", "loo"), value(b, "risk", "of_nothing")
+    ridge, used, n = value(b, "ridge"), value(b, "dimension", "effective"), value(b, "n")
+    if None in (loo, nothing, ridge, used, n):
+        return ""
+    return (
+        f"A ridge of strength {_written(ridge)} on its features would err by {_written(loo)} on new samples (squared, "
+        f"leave-one-out), {_written(nothing)} without learning; it uses {_written(used)} directions for "
+        f"{_written(n)} samples."
+    )
+
+
+def _interplay(theory: TaskTheory) -> str:
+    rows = {when: (part or {}).get("past") or () for when, part in (("b", theory.before), ("a", theory.after))}
+    predicted = {row["task"]: row for row in rows["b"] if row.get("interplay_rms") is not None}
+    if not predicted:
+        return ""
+    real = {row["task"]: row["interplay_rms"] for row in rows["a"] if row.get("interplay_rms") is not None}
+    most = max(predicted, key=lambda k: real.get(k, 0.0) if real else predicted[k]["interplay_rms"])
+    row = predicted[most]
+    where = f"task {most + 1} ({row['name']})"
+    ridge = f"{_written(row['interplay_rms'])} per sample (root mean square over samples, all outputs)"
+    if not real:
+        return f"Learned by that ridge, it would move the outputs of {where} most: by {ridge}."
+    return (
+        f"The change of the method's head moved the outputs of {where} most, by {_written(real[most])} per sample "
+        f"where features stayed; the ridge would by {ridge}."
+    )
+
+
+def _old_space(theory: TaskTheory) -> str:
+    energy = value(theory.before, "old_energy", "energy")
+    if energy is None:
+        return ""
+    after = value(theory.after, "old_energy", "energy")
+    text = (
+        f"{100 * energy:.0f} % of its features lay in the {_written(value(theory.before, 'old_energy', 'directions'))}"
+    )
+    return f"{text} directions of past tasks before training" + (
+        "." if after is None else f", {100 * after:.0f} % after."
+    )
+
+
+def _views(theory: TaskTheory) -> str:
+    worth, views = value(theory.before, "views", "times"), value(theory.before, "views", "views")
+    if worth is None or views is None:
+        return ""
+    kind = str((theory.before or {})["views"]["kind"]).removesuffix(" of a sample")
+    return f"{views:.0f} views of a sample ({kind}) are worth {worth:.2f} independent ones."
+
+
+def _staleness(theory: TaskTheory) -> str:
+    rows = ((theory.after or {}).get("staleness") or {}).get("old") or ()
+    if not rows:
+        return ""
+    worst = min(rows, key=lambda row: row["cosine"])
+    if worst["cosine"] > 0.9995:
+        return "Stored class means are predicted to be where they were."
+    return (
+        f"Of the stored class means, {worst['name']}'s is predicted to be furthest from where it would be now: "
+        f"cosine {worst['cosine']:.3f}."
+    )
+
+
+def _anchor(theory: TaskTheory) -> str:
+    kept = value(theory.after, "anchor", "efficiency")
+    if kept is None:
+        return ""
+    decay = value(theory.after, "anchor", "weight_decay")
+    text = f"Anchor and weight decay ({_written(decay)}) together pull parameters to {100 * kept:.0f} % of old values."
+    return text + (
+        " The decay is decoupled, which this does not see." if (theory.after or {})["anchor"]["decoupled"] else ""
+    )
+
+
+def _written(number: float | None) -> str:
+    return "–" if number is None else short(number)
+
+
+def _of(n: float | None, available: float | None) -> str:
+    return "" if available in (None, n) else f" of {_written(available)}"
+
+
+def _both(before: float | None, after: float | None) -> str:
+    """Before and after, once where they do not differ in what is written."""
+    if before is None and after is None:
+        return "–"
+    a, b = _written(before), _written(after)
+    return a if after is None or a == b else f"{a} → {b}"
