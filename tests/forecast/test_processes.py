@@ -79,4 +79,5 @@ if __name__ == "__main__":
     folder, own = Path(sys.argv[1]), int(sys.argv[2])
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=own, world_size=2)
     torch.save(forecasts(), folder / f"{own}.pt")
+    dist.barrier()  # gloo aborts a process whose peer has gone while it still talks
     dist.destroy_process_group()

@@ -220,6 +220,7 @@ def _in_a_group(rank: int, folder: str) -> None:
     except DataError as error:
         found["refused"] = str(error)
     torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()  # gloo aborts a process whose peer has gone while it still talks
     dist.destroy_process_group()
 
 

@@ -142,6 +142,7 @@ def _worker(rank: int, folder: Path) -> None:
         parts: list[Any] = [None, None]
         dist.all_gather_object(parts, both.features.matrix())
         assert torch.equal(parts[0], parts[1])
+    dist.barrier()  # gloo aborts a process whose peer has gone while it still talks
     dist.destroy_process_group()
 
 
