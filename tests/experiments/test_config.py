@@ -127,6 +127,15 @@ def test_forecasts_are_off_until_asked_for(
     assert ("forecast" in resolved) == (expected is not None)
 
 
+def test_theory_is_off_until_asked_for() -> None:
+    assert experiment_from(METHOD).theory is None
+    assert "theory" not in experiment_from(METHOD).resolved(experiment_from(METHOD).methods[0], 0)
+    asked = experiment_from({**METHOD, "theory": {"probe": 10}})
+    assert asked.resolved(asked.methods[0], 0)["theory"] == {"probe": 10}
+    with pytest.raises(ConfigError, match=r"theory must be a table, \[theory\], or true or false, got 'yes'"):
+        experiment_from({**METHOD, "theory": "yes"})
+
+
 def test_forecast_is_a_table() -> None:
     with pytest.raises(ConfigError, match=r"forecast must be a table, \[forecast\], or true or false, got 3"):
         experiment_from({**METHOD, "forecast": 3})

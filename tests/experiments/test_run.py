@@ -190,6 +190,26 @@ def test_forecasts_are_recorded_and_change_nothing_else(tmp_path: Path) -> None:
     assert [event for label, event, _ in seen if label == "ncm" and event.startswith("forecast")] == ["forecast"] * 4
 
 
+def test_a_theory_report_is_recorded_and_changes_nothing_else(tmp_path: Path) -> None:
+    kinds = ({"name": "finetune", "tune": "head"}, {"name": "ncm"})
+    for before, after in zip(
+        run(experiment(*kinds), tmp_path / "plain"),
+        run(experiment(*kinds, theory={"samples": 10, "probe": 5}), tmp_path / "theory"),
+        strict=True,
+    ):
+        plain, record = Record.read(before.folder), Record.read(after.folder)
+        assert plain.theory == []
+        assert record.config["theory"]["samples"] == 10
+        assert [(t.task, t.light) for t in record.theory] == [(k, "green") for k in range(5)]
+        names = [row["name"] for row in record.theory[2].after["staleness"]["own"]]  # type: ignore[index]
+        assert names == [plain.accuracy.class_names[c] for c in plain.accuracy.task_classes[2]]  # type: ignore[union-attr]
+        assert plain.accuracy is not None
+        assert record.accuracy is not None
+        np.testing.assert_array_equal(record.accuracy.matrix, plain.accuracy.matrix)
+    with pytest.raises(ConfigError, match=r"\[theory\] does not know 'prob'. Did you mean 'probe'\?"):
+        run(experiment("ncm", theory={"prob": 10}), tmp_path / "typo")
+
+
 def test_a_mistyped_forecast_table_is_answered_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\[forecast\] does not know 'sample'. Did you mean 'samples'\?"):
         run(experiment("ncm", forecast={"sample": 10}), tmp_path)

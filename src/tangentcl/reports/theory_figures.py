@@ -79,15 +79,23 @@ def task_map(
 
 
 def over_tasks(
-    series: Sequence[Series], lights: Sequence[str], y_name: str, *, name: str, title: str, log: bool = False
+    series: Sequence[Series],
+    lights: Sequence[str],
+    y_name: str,
+    *,
+    name: str,
+    title: str,
+    log: bool = False,
+    limits: Sequence[tuple[float, str]] = (),
 ) -> str:
     """Quantities over tasks; below each task stands how far the theory holds there, in words or by a sign.
 
     Args:
         series: means [T]. lights: one text a task.
         log: logarithmic axis; values that are not positive are left out.
+        limits: values with their names, drawn as dashed lines.
     """
-    drawn, y_ticks, written = _scaled(series, log)
+    drawn, y_ticks, written = _scaled(series, log, [v for v, _ in limits])
     n = len(lights)
     frame = axes(drawn, y_ticks, (1, max(n, 2)), y_name, "", written, 190.0)
     room = (frame.right - frame.left) / max(n, 1)
@@ -96,6 +104,10 @@ def over_tasks(
         frame.canvas.text(frame.x(t), frame.bottom + 16, str(t), size=11, anchor="middle")
         said = lights[t - 1] if text_width(lights[t - 1], 11) < room * every - 4 else lights[t - 1].split(" ")[0]
         frame.canvas.text(frame.x(t), frame.bottom + 32, said, size=11, anchor="middle", hint=lights[t - 1])
+    for limit, text in limits:
+        y = frame.y(math.log10(limit) if log else limit)
+        frame.canvas.line(frame.left, y, frame.right, y, 0.6, "5 4")
+        frame.canvas.text(frame.left + 4, y - 4, text, size=11)
     for s, original in zip(drawn, series):
         points = frame.points(s.mean)
         frame.canvas.curve(points, s.slot, width=1.6)
@@ -134,13 +146,16 @@ def risk_lines(curves: Sequence[tuple[str, int, Array, Array]], *, name: str, ti
     return frame.canvas.finish(name, title, f"{title}. {'; '.join(said)}.")
 
 
-def _scaled(series: Sequence[Series], log: bool) -> tuple[list[Series], list[float], Callable[[float], str]]:
+def _scaled(
+    series: Sequence[Series], log: bool, also: Sequence[float]
+) -> tuple[list[Series], list[float], Callable[[float], str]]:
+    """What is drawn, the ticks, and how they are written; ``also`` are values that must be on the axis."""
     if not log:
-        known = known_values(series)
+        known = np.concatenate([known_values(series), also])
         y_ticks = ticks(min(0.0, float(known.min())), float(known.max()) or 1.0, 4)
         return list(series), y_ticks, lambda v: f"{v:g}"
     drawn = [Series(s.label, s.slot, np.log10(np.where(s.mean > 0, s.mean, np.nan))) for s in series]
-    known = known_values(drawn)
+    known = np.concatenate([known_values(drawn), np.log10(np.array(also, dtype=float))])
     low, high = (math.floor(known.min()), math.ceil(known.max())) if len(known) else (0, 1)
     every = math.ceil(max(high - low, 1) / 6)
     return drawn, [float(p) for p in range(low, max(high, low + 1) + every, every)], lambda v: f"{10**v:g}"

@@ -15,6 +15,8 @@ from .theory_text import light, lowest, value
 
 Array = npt.NDArray[np.float64]
 CURVES = 8  # tasks whose risk curves are drawn
+LIMITS = ((0.25, "✓ below"), (0.6, "✗ above"))  # of the light, `tangentcl.theory.Laziness`
+LEAST = 1e-3
 FIRST, SECOND, THIRD = 0, 1, 2  # slots
 
 GAUGES = "Validity (Q9): relative changes of kernels and relative error of the linearisation; ✓ up to 0.25, ✗ above 0.6"
@@ -47,8 +49,8 @@ def lines(prefix: str, made: Sequence[TaskTheory]) -> list[Figure]:
         _series("head", SECOND, made, "after", "radius", "head"),
         _series("all that trains", THIRD, made, "after", "radius", "all"),
     ]
-    drawn = [(GAUGES, "change", gauges), (DIMENSIONS, "directions", dimensions), (RADII, "radius", radii)]
-    return _figures(f"{prefix}l", made, drawn)
+    drawn = [(DIMENSIONS, "directions", dimensions), (RADII, "radius", radii)]
+    return [*_gauges(f"{prefix}g", made, gauges), *_figures(f"{prefix}l", made, drawn)]
 
 
 def more(prefix: str, made: Sequence[TaskTheory]) -> list[Figure]:
@@ -78,6 +80,19 @@ def more(prefix: str, made: Sequence[TaskTheory]) -> list[Figure]:
         (MOVES, "share", moves),
     ]
     return [*_risk(f"{prefix}r", made), *_figures(f"{prefix}o", made, drawn)]
+
+
+def _gauges(name: str, made: Sequence[TaskTheory], gauges: Sequence[Series]) -> list[Figure]:
+    """With the limits of the light; logarithmic, and not below a thousandth, where one is far above them."""
+    known = [s for s in gauges if np.isfinite(s.mean).any()]
+    if not known:
+        return []
+    log = max(float(np.nanmax(s.mean)) for s in known) > 3.0
+    drawn = [Series(s.label, s.slot, np.maximum(s.mean, LEAST)) for s in known] if log else known
+    svg = over_tasks(
+        drawn, [light(t) for t in made], "relative change", name=name, title=GAUGES, log=log, limits=LIMITS
+    )
+    return [(GAUGES, Markup(svg))]
 
 
 def _risk(name: str, made: Sequence[TaskTheory]) -> list[Figure]:

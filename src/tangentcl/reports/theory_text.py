@@ -106,8 +106,8 @@ def _interplay(theory: TaskTheory) -> str:
     if not real:
         return f"Learned by that ridge, it would move the outputs of {where} most: by {ridge}."
     return (
-        f"The change of the method's head moved the outputs of {where} most, by {_written(real[most])} per sample "
-        f"where features stayed; the ridge would by {ridge}."
+        f"The change of the method's head alone moved the outputs of {where} most, by {_written(real[most])} per "
+        f"sample; the ridge would by {ridge}."
     )
 
 
@@ -116,12 +116,11 @@ def _old_space(theory: TaskTheory) -> str:
     if energy is None:
         return ""
     after = value(theory.after, "old_energy", "energy")
-    text = (
-        f"{100 * energy:.0f} % of its features lay in the {_written(value(theory.before, 'old_energy', 'directions'))}"
-    )
-    return f"{text} directions of past tasks before training" + (
-        "." if after is None else f", {100 * after:.0f} % after."
-    )
+    directions = _written(value(theory.before, "old_energy", "directions"))
+    text = f"{100 * energy:.0f} % of its features lay in the {directions} directions of past tasks before training"
+    if after is None:
+        return f"{text}."
+    return f"{text}, and as many after." if abs(after - energy) < 0.005 else f"{text}, {100 * after:.0f} % after."
 
 
 def _views(theory: TaskTheory) -> str:
