@@ -162,7 +162,8 @@ class SecondMoment(Sketch):
         self._matrix[j, i] = triangle
 
     def _add(self, rows: Tensor) -> None:
-        self._matrix.addmm_(rows.T, rows)
+        moment = rows.T @ rows
+        self._matrix += (moment + moment.T) / 2  # a product's triangles may round apart, and a file keeps one
 
     def _absorb(self, other: Any) -> None:
         self._matrix += other._matrix

@@ -191,4 +191,4 @@ def main_axes(moment: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(moment)
     values, vectors = values.flip(0), vectors.flip(1)
     kept = values > len(values) * torch.finfo(torch.float64).eps * values[:1].clamp(min=0.0)
-    return (vectors[:, kept] * values[kept].sqrt()).T
+    return (vectors[:, kept] * values[kept].sqrt()).T.contiguous()  # in the order of memory that a file brings back
