@@ -26,7 +26,7 @@ ALLOWED = {
     "forecast": {"kernels", "linalg", "nn", "data"},
     "theory": {"linalg", "kernels", "forecast", "nn", "data"},
     "losses": set(),
-    "methods": {"losses", "nn", "data"},
+    "methods": {"losses", "theory", "nn", "data"},
     "training": {"theory", "forecast", "kernels", "linalg", "methods", "nn", "data", "metrics"},
     "experiments": {"training", "forecast", "methods", "nn", "data", "metrics", "records", "reports"},
     "pretraining": {"nn", "data"},

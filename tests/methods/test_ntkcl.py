@@ -13,6 +13,7 @@ from tangentcl.data import ArrayTransform, TaskStream, class_incremental, from_a
 from tangentcl.errors import ConfigError, ModelError
 from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.nn import Backbone, extract_features
+from tangentcl.theory import moved_prototypes
 from tangentcl.training import Runtime, TrainingPlan, run_stream
 from tangentcl.training.stream import ignore, learn_task
 
@@ -87,12 +88,82 @@ def test_prototypes_are_class_means_of_the_fused_feature(tiny_blocks: Make, tiny
     x, _ = next(tiny_stream[0].test.batches(5))
     z, d = method.network(x), method.network.backbone.width
     mu = method.head.means.prototypes.float()
-    mean, current = (F.cosine_similarity(z[:, None, s], mu[None, :, s], dim=2) for s in (slice(d), slice(d, None)))
-    torch.testing.assert_close(method.predict(x), 0.3 * mean + 0.1 * current, rtol=1e-5, atol=1e-6)
+    sections = (slice(d), slice(d, 2 * d), slice(2 * d, None))
+    cosines = [F.cosine_similarity(z[:, None, s], mu[None, :, s], dim=2) for s in sections]
+    expected = sum(m * cosine for m, cosine in zip((1.0, 0.3, 0.1), cosines))
+    torch.testing.assert_close(method.predict(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_every_term_is_its_formula(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
-    method = learned(small(tiny_blocks(), adapter_dropout=0.0), tiny_stream, 1)
+def test_old_class_means_follow_the_modules_behind_them(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    errors = {}
+    for compensation in ("off", "mean", "ridge"):
+        method = learned(small(tiny_blocks(), compensation=compensation), tiny_stream, 2)
+        features, labels = extract_features(method.network, tiny_stream[0].train_eval)
+        true = torch.stack([features[labels == c].mean(0) for c in (0, 1)])
+        stored = method.head.means.prototypes[:2].float()
+        errors[compensation] = float((stored - true).norm())
+        torch.testing.assert_close(stored[:, :16], true[:, :16], rtol=1e-4, atol=1e-5)  # pre-trained: they never move
+        assert method.head.means.counts.tolist() == [20] * 4
+    assert errors["ridge"] < 0.5 * errors["off"]
+    assert errors["mean"] < 0.8 * errors["off"]
+
+
+def test_the_movement_is_told_from_the_weights_that_training_started_from(
+    tiny_blocks: Make, tiny_stream: TaskStream
+) -> None:
+    method = learned(small(tiny_blocks()), tiny_stream, 1)
+    old, start = method.head.means.prototypes.clone(), copy.deepcopy(method.network)
+    learn_task(method, tiny_stream[1], PLAN, Runtime(device="cpu"), ignore)
+    before, after = (extract_features(n, tiny_stream[1].train_eval)[0] for n in (start, method.network))
+    expected = moved_prototypes(old, before, after, sections=3)
+    torch.testing.assert_close(method.head.means.prototypes[:2], expected, rtol=1e-6, atol=1e-8)
+    held = dict(method.previous.named_buffers())
+    for name, p in method.network.anchored().items():
+        assert torch.equal(held[name.replace(".", "__")], p)
+
+
+def test_cached_views_of_a_fixed_transform_train_to_the_same_weights(
+    tiny_blocks: Make, tiny_stream: TaskStream
+) -> None:
+    weights = []
+    for views in (0, 1):
+        method = learned(small(tiny_blocks(), cached_views=views, adapter_dropout=0.0), tiny_stream, 2)
+        weights.append(torch.cat([p.detach().flatten() for p in method.network.anchored().values()]))
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_passes_run_once_for_each_cached_view(
+    tiny_blocks: Make, tiny_stream: TaskStream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, rows = small(tiny_blocks(), cached_views=1), []
+    frozen = type(method.network)._frozen
+    monkeypatch.setattr(
+        type(method.network),
+        "_frozen",
+        lambda self, start, ptm: rows.append(len(start.attended)) or frozen(self, start, ptm),
+    )
+    task = tiny_stream[0]
+    method.begin_task(task)
+    samples = method.training_samples(task)
+    assert sum(rows) == len(task.train)
+    for x, y in samples.batches(8):
+        method.training_loss(x, y)
+    assert sum(rows) == len(task.train)
+
+
+def test_its_three_features_are_the_views_of_the_theory_report(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    method = small(tiny_blocks())
+    x, _ = next(tiny_stream[0].test.batches(5))
+    assert {name: tuple(view.shape) for name, view in method.feature_views(x).items()} == {
+        "channel": (5, 48),
+        "patch": (5, 48),
+        "fused": (5, 48),
+    }
+
+
+@pytest.mark.parametrize(("seen", "skipped"), [("all", 0), ("adapted", 16), ("current", 32)])
+def test_every_term_is_its_formula(tiny_blocks: Make, tiny_stream: TaskStream, seen: str, skipped: int) -> None:
+    method = learned(small(tiny_blocks(), adapter_dropout=0.0, trained_sections=seen), tiny_stream, 1)
     method.begin_task(tiny_stream[1])
     with torch.no_grad():
         for p in method.network.current.parameters():
@@ -103,17 +174,16 @@ def test_every_term_is_its_formula(tiny_blocks: Make, tiny_stream: TaskStream) -
     assert views.channel is not None
     assert views.patch is not None
     assert method.proxies is not None
-    assert method.anchors is not None
+    assert method.anchors is method.previous
     proxies, scale = method.proxies.weight, method.proxies.scale
-    for name, view in (("channel", views.channel), ("patch", views.patch), ("fused", views.fused)):
+    trained = {name: view[:, skipped:] for name, view in views.named().items()}
+    for name, view in trained.items():
         logits = scale * F.cosine_similarity(view[:, None], proxies[None], dim=2)
-        torch.testing.assert_close(terms[f"cross_entropy_{name}"], F.cross_entropy(logits, y - 2), rtol=1e-5, atol=1e-6)
-    old = method.head.means.prototypes[:2].float() - method.centre
+        torch.testing.assert_close(terms[f"cross_entropy_{name}"], F.cross_entropy(logits, y - 2), rtol=1e-4, atol=1e-6)
+    centre = method.centre[skipped:]
+    old = method.head.means.prototypes[:2, skipped:].float() - centre
     q = torch.linalg.qr(old.T)[0][:, :1]  # two centred classes of one size lie on one line
-    energies = [
-        (F.normalize(view - method.centre, dim=1) @ q).square().sum(1).mean()
-        for view in (views.channel, views.patch, views.fused)
-    ]
+    energies = [(F.normalize(view - centre, dim=1) @ q).square().sum(1).mean() for view in trained.values()]
     torch.testing.assert_close(terms["orthogonality"], 0.1 * torch.stack(energies).mean(), rtol=1e-3, atol=1e-5)
     moved = sum(
         float((p.detach() - getattr(method.anchors, name.replace(".", "__"))).square().sum())
@@ -188,5 +258,18 @@ def test_what_is_refused(tiny_blocks: Make, tiny_backbone: Make) -> None:
         NTKCL(tiny_blocks(), branches="pach")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="finite number"):
         NTKCL(tiny_blocks(), anchor_weight=-1.0)
+    for name in ("first_block", "cached_views"):
+        with pytest.raises(ConfigError, match=f"{name} must be a whole number"):
+            NTKCL(tiny_blocks(), **{name: -1})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="first_block must be below the 2 blocks"):
+        NTKCL(tiny_blocks(), first_block=2)
+    with pytest.raises(ModelError, match="one adapted block"):
+        NTKCL(tiny_blocks(), first_block=1)
+    with pytest.raises(ConfigError, match="cached_views needs frozen branches"):
+        NTKCL(tiny_blocks(), preset="released", cached_views=2)
+    with pytest.raises(ConfigError, match="each of the 3 sections"):
+        NTKCL(tiny_blocks(), section_weights=(1.0, 2.0))
+    with pytest.raises(ConfigError, match="Did you mean 'ridge'"):
+        NTKCL(tiny_blocks(), compensation="rigde")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="begin_task"):
         NTKCL(tiny_blocks()).training_loss(torch.zeros(1, 3, 4), torch.zeros(1, dtype=torch.int64))

@@ -117,6 +117,18 @@ def test_an_empty_class_is_never_chosen() -> None:
     assert head(torch.tensor([[1.0, 0.0]])).argmax(1).item() == 1
 
 
+def test_moved_means_take_in_further_samples_with_the_weight_of_those_before() -> None:
+    head = PrototypeHead(2)
+    head.grow(3)
+    head.update(torch.tensor([[1.0, 0.0], [3.0, 0.0], [5.0, 5.0]]), torch.tensor([0, 0, 1]))
+    head.move(torch.tensor([[0.0, 4.0], [7.0, 7.0], [9.0, 9.0]]))
+    head.update(torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+    expected = torch.tensor([[1.0, 3.0], [7.0, 7.0], [0.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(head.prototypes, expected)
+    with pytest.raises(ModelError, match=r"class means \[3, 2\]"):
+        head.move(torch.zeros(2, 2))
+
+
 def test_prototypes_refuse_what_does_not_fit() -> None:
     head = PrototypeHead(2)
     head.grow(1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from tangentcl.nn.channel_adapter import ChannelAdapter
 from tangentcl.nn.hf import from_transformers
 from tangentcl.nn.layouts import transformer
 from tangentcl.nn.patch_prompts import make_prompts
-from tangentcl.nn.trunks import channel_trunk, patch_trunk, stem
+from tangentcl.nn.trunks import stacked, stem, trunk
 from tangentcl.nn.vit import SmallViT
 
 PROMPTS = 3
@@ -59,8 +61,8 @@ def naive_channel(model: Transformer, x: object, adapters: nn.ModuleList) -> Ten
     return model.read(h, tokens)
 
 
-def naive_patch(model: Transformer, x: object, prompts: nn.ModuleList) -> Tensor:
-    """Prompts right behind the first token, as in the paper's layout."""
+def naive_patch(model: Transformer, x: object, prompts: nn.ModuleList, adapters: nn.ModuleList | None = None) -> Tensor:
+    """Prompts right behind the first token, as in the paper's layout; adapters act on the input's tokens."""
     tokens = model.embed(x)  # type: ignore[arg-type]
     h = tokens.values
     mask = torch.ones(h.shape[:2]) if tokens.mask is None else tokens.mask
@@ -74,6 +76,9 @@ def naive_patch(model: Transformer, x: object, prompts: nn.ModuleList) -> Tensor
         made = prompts[i](rest, tokens) + 0.1 * old if i < len(prompts) else old
         residual = torch.cat([rest[:, :1], old, rest[:, 1:]], dim=1)
         total = residual + naive_mlp(block, torch.cat([rest[:, :1], made, rest[:, 1:]], dim=1))
+        if adapters is not None:
+            more = adapters[i](rest)
+            total = total + torch.cat([more[:, :1], torch.zeros_like(old), more[:, 1:]], dim=1)
         h = total if block.pre_norm else block.norm2(total)
     return model.read(torch.cat([h[:, :1], h[:, 1 + PROMPTS :]], dim=1), tokens)
 
@@ -112,8 +117,8 @@ def test_loss_and_gradients_equal_the_plain_computation(tiny: Callable[[str], nn
     target = torch.randn(len(tokens.values), model.width)
     start = stem(model, x)
     for module, ours, naive in (
-        (adapters, channel_trunk(model, start, adapters), naive_channel(model, x, adapters)),
-        (prompts, patch_trunk(model, start, prompts), naive_patch(model, x, prompts)),
+        (adapters, trunk(model, start, adapters=adapters), naive_channel(model, x, adapters)),
+        (prompts, trunk(model, start, prompts=prompts), naive_patch(model, x, prompts)),
     ):
         ours, naive = (ours - target).square().mean(), (naive - target).square().mean()
         torch.testing.assert_close(ours, naive, rtol=1e-5, atol=1e-6)
@@ -122,10 +127,106 @@ def test_loss_and_gradients_equal_the_plain_computation(tiny: Callable[[str], nn
             assert float((mine - reference).abs().max()) <= 1e-5 * max(scale, 1.0)
 
 
+@pytest.mark.parametrize("kind", ["cls", "bert"])
+def test_a_joint_pass_equals_the_plain_computation(tiny: Callable[[str], nn.Module], kind: str) -> None:
+    made = from_transformers(tiny("bert"), pooling="mean") if kind == "bert" else image_backbone("cls")
+    model, x = transformer(made), made.sample_input()
+    tokens = model.embed(x)
+    n_prefix = None if tokens.grid is None else tokens.n_prefix
+    adapters, prompts = modules(model, "attention", tokens.values.shape[1], n_prefix)
+    both = nn.ModuleList([*adapters, *prompts])
+    target = torch.randn(len(tokens.values), model.width)
+    ours = trunk(model, stem(model, x), adapters=adapters, prompts=prompts)
+    naive = naive_patch(model, x, prompts, adapters)
+    torch.testing.assert_close(ours, naive, rtol=1e-5, atol=1e-5)
+    ours, naive = (ours - target).square().mean(), (naive - target).square().mean()
+    for mine, reference in zip(gradients(ours, both), gradients(naive, both), strict=True):
+        assert float((mine - reference).abs().max()) <= 1e-5 * max(float(reference.abs().max()), 1.0)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_blocks_before_the_first_adapted_one_stay_as_they_were(first: int) -> None:
+    made = image_backbone("cls")
+    model, x = transformer(made), made.sample_input()
+    adapters, prompts = modules(model, "linear", 17, 1)
+    start = stem(model, x, first)
+
+    class Nothing(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return torch.zeros_like(tokens)
+
+    late = nn.ModuleList([*(Nothing() for _ in range(first)), *adapters[first:]])
+    torch.testing.assert_close(
+        trunk(model, start, adapters=adapters[first:]), naive_channel(model, x, late), rtol=1e-5, atol=1e-5
+    )
+    if first < len(model.blocks) - 1:  # later blocks are a network of their own, fed with the tokens before them
+        values = model.embed(x).values
+        for block in model.blocks[:first]:
+            values = block.forward(values)
+        rest = replace(model, embed=lambda tokens: replace(model.embed(x), values=tokens), blocks=model.blocks[first:])
+        expected = naive_patch(rest, values, prompts[first:])
+        torch.testing.assert_close(trunk(model, start, prompts=prompts[first:]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["image", "bert"])
+@pytest.mark.parametrize("options", [{"ptm_section": True}, {"joint": True, "ptm_section": True}, {"ema": "off"}])
+def test_branches_as_one_batch_equal_branches_one_after_another(
+    tiny: Callable[[str], nn.Module], kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = from_transformers(tiny("bert"), pooling="mean") if kind == "bert" else image_backbone("cls")
+    model, x = transformer(made), made.sample_input()
+    if isinstance(x, dict):
+        x = {**x, "attention_mask": x["attention_mask"].clone()}
+        x["attention_mask"][0, -1] = 0
+    tokens = model.embed(x)
+    n_prefix = None if tokens.grid is None else tokens.n_prefix
+    adapters, prompts = modules(model, "attention", tokens.values.shape[1], n_prefix)
+    network = TwoBranches(made, model, channel=adapters, patch=prompts, **options)
+    if network.bank is not None:
+        for value in network.bank.copy.buffers():
+            value.add_(0.2 * torch.randn_like(value))
+    with torch.no_grad():
+        monkeypatch.setattr("tangentcl.nn.branches.STACK_TOKENS", 0)
+        apart = network.views(x)
+        monkeypatch.setattr("tangentcl.nn.branches.STACK_TOKENS", 10**6)
+        together = network.views(x)
+    for name, view in apart.named().items():
+        torch.testing.assert_close(together.named()[name], view, rtol=1e-5, atol=1e-5)
+
+
+def test_stacked_modules_see_their_own_part() -> None:
+    one = stacked([[nn.Identity()], None])[0]
+    torch.testing.assert_close(one(torch.ones(4, 1, 2)).sum((1, 2)), torch.tensor([2.0, 2.0, 0.0, 0.0]))
+
+
+def test_known_frozen_features_change_neither_loss_nor_gradients() -> None:
+    made = image_backbone("cls")
+    model, x = transformer(made), made.sample_input()
+    adapters, prompts = modules(model, "linear", 17, 1)
+    network = TwoBranches(made, model, channel=adapters, patch=prompts, ptm_section=True)
+    target = torch.randn(3, network.width)
+    losses = [(network.views(x, known).fused - target).square().mean() for known in (None, network.frozen(x))]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=0)
+    for mine, reference in zip(gradients(losses[1], network.current), gradients(losses[0], network.current)):
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=1e-7)
+
+
+def test_the_fusion_leaves_the_pretrained_section_alone() -> None:
+    made = image_backbone("cls")
+    model, x = transformer(made), made.sample_input()
+    for fuse in (False, True):
+        adapters, prompts = modules(model, "linear", 17, 1)
+        network = TwoBranches(made, model, channel=adapters, patch=prompts, ptm_section=True, fuse_ptm=fuse)
+        assert network.fusion is not None
+        nn.init.normal_(network.fusion.value.weight)
+        same = torch.allclose(network.views(x).fused[:, :24], made(x), rtol=1e-5, atol=1e-6)
+        assert same is not fuse
+
+
 def test_without_adapters_the_features_are_the_backbones() -> None:
     made = image_backbone("cls")
     model, x = transformer(made), made.sample_input()
-    torch.testing.assert_close(channel_trunk(model, stem(model, x), None), made(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(trunk(model, stem(model, x)), made(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", ["dct", "attention", "static", "linear"])
@@ -138,8 +239,8 @@ def test_padding_changes_no_feature(tiny: Callable[[str], nn.Module], form: str,
     longer = {key: nn.functional.pad(value, (0, 3)) for key, value in short.items()}
     n_tokens = 4
     adapters, prompts = modules(model, "attention" if form == "linear" else form, n_tokens, None)
-    for module, trunk in ((adapters, channel_trunk), (prompts, patch_trunk)):
-        a, b = (trunk(model, stem(model, x), module) for x in (short, longer))
+    for chosen in ({"adapters": adapters}, {"prompts": prompts}, {"adapters": adapters, "prompts": prompts}):
+        a, b = (trunk(model, stem(model, x), **chosen) for x in (short, longer))
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tangentcl.data import Task
-from tangentcl.errors import ModelError
+from tangentcl.data import Samples, Task
+from tangentcl.errors import ConfigError, ModelError
 from tangentcl.losses import (
     cross_kernel_energy,
     old_basis,
@@ -20,9 +20,11 @@ from tangentcl.losses import (
     supcon_with_prototypes,
 )
 from tangentcl.methods.method import Batch, Method, require_backbone
+from tangentcl.methods.ntkcl_network import make_network
 from tangentcl.methods.ntkcl_settings import (
     AnchorKind,
     Branches,
+    Compensation,
     Dissimilarity,
     EmaKind,
     FusionKind,
@@ -31,17 +33,15 @@ from tangentcl.methods.ntkcl_settings import (
     Orthogonality,
     Preset,
     Prompts,
+    TrainedSections,
     preset_settings,
 )
 from tangentcl.nn import Backbone, extract_features
 from tangentcl.nn.anchors import Anchors
-from tangentcl.nn.blocks import Transformer
-from tangentcl.nn.branches import TwoBranches
-from tangentcl.nn.channel_adapter import ChannelAdapter
-from tangentcl.nn.layouts import transformer
-from tangentcl.nn.patch_prompts import make_prompts
 from tangentcl.nn.proxies import CosineProxies
 from tangentcl.nn.sections import SectionPrototypes, section_unit
+from tangentcl.nn.view_bank import unpacked, view_bank
+from tangentcl.theory import moved_prototypes
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class NTKCL(Method):
         preset: see above.
         rank: of channel adapters. adapter_dropout: on their hidden units.
         n_prompts: per block. modes: of ``prompts="dct"``.
-        branches: ``"both"``, ``"channel"`` or ``"patch"``; one branch has one view.
+        branches: ``"both"``, ``"channel"`` or ``"patch"``; one branch has one view. ``"joint"`` puts adapters and
+            prompts into one pass: one view at half the cost, which is not the paper's method.
         prompts: ``"linear"`` (one number of tokens), ``"dct"`` (any), ``"attention"`` (any, by content), ``"static"``.
             ``"auto"`` is linear for images and attention for texts, where positions mean little. Released: a linear
             map that starts at a saddle and never trains, which leaves static prompts. Nowhere has the last block
@@ -98,11 +99,14 @@ class NTKCL(Method):
             One copy is kept: with more, the released schedule updates the wrong one or divides by zero.
         ema_after_last: released skips the last update, so that the last prototypes differ in kind from the others.
         frozen_dropout: dropout in the frozen copy in training mode, as released: noise in features that are constant.
-        ptm_section: add the pre-trained feature as a section; the paper does for data far from the pre-training.
+        ptm_section: add the pre-trained feature as a section; the paper does for five of its nine data sets. The
+            fusion's map leaves it out, so that it never moves; released mixes it with the others.
+        section_weights: m of the sections that there are, 1, 0.3 and 0.1 by default.
         section_norm_train: compare section by section in training too. Released normalises the whole feature in
             training and sections at test.
         loss: ``"cross_entropy"``, or ``"squared"`` (half the squared error to one-hot labels).
-        proxy_scale: where :math:`\sigma` starts.
+        proxy_scale: where :math:`\sigma` starts. Released 1: logits in [-1, 1] cannot tell classes apart, and
+            :math:`\sigma` hardly grows within a task.
         dissimilarity, dissimilarity_weight: ``"supcon_proto"`` pulls classes together and pushes them from old
             prototypes; ``"released"`` minimises minus InfoNCE, which drives same-class samples apart. Old rows are
             counted by seen classes; the release counts by increment, which is the same for equal tasks only.
@@ -115,13 +119,21 @@ class NTKCL(Method):
             to the running mean (``"ema"``), or to the ``"initial"`` ones. Weight decay pulls the same tensors to zero
             instead: with decay w they end at :math:`2\kappa / (2\kappa + w)` of the anchor, so leave
             ``plan.weight_decay`` at 0 except to reproduce the release.
-        anchor_biases: released leaves out biases and norms.
+        anchor_biases: released leaves out biases, those of norms too.
         ridge: :math:`\lambda` of the anchored kernel ridge in place of ``anchor_weight``:
             :math:`\kappa = \lambda / 2n` for n training samples of the task.
+        compensation: how old class means follow the modules behind them, which the release never refreshes:
+            ``"ridge"`` or ``"mean"``, told from how the task's own samples moved (see
+            `tangentcl.theory.moved_prototypes`). Without it a class mean describes features that are gone: that is
+            where the release loses most as soon as it trains in earnest.
+        first_block: the first block with adaptation modules. Those before it are run once for all branches, and more
+            of the pre-trained network is kept.
+        cached_views: train on that many fixed random views of each sample and compute what does not train once for
+            each. 0 draws a new view every time. 1 loses nothing where the transform is not random, as for texts.
 
     Note:
         The release feeds pixels in [0, 1] to backbones trained on normalised ones; here the backbone's transform
-        normalises. Old prototypes are never refreshed, in the paper neither, while the modules behind them move.
+        normalises.
     """
 
     def __init__(
@@ -141,7 +153,12 @@ class NTKCL(Method):
         ema_after_last: bool | None = None,
         frozen_dropout: bool | None = None,
         ptm_section: bool | None = None,
+        section_weights: tuple[float, ...] | None = None,
+        trained_sections: TrainedSections | None = None,
         section_norm_train: bool | None = None,
+        compensation: Compensation | None = None,
+        first_block: int | None = None,
+        cached_views: int | None = None,
         loss: Loss | None = None,
         proxy_scale: float | None = None,
         dissimilarity: Dissimilarity | None = None,
@@ -165,7 +182,12 @@ class NTKCL(Method):
             ema_after_last=ema_after_last,
             frozen_dropout=frozen_dropout,
             ptm_section=ptm_section,
+            section_weights=section_weights,
+            trained_sections=trained_sections,
             section_norm_train=section_norm_train,
+            compensation=compensation,
+            first_block=first_block,
+            cached_views=cached_views,
             loss=loss,
             proxy_scale=proxy_scale,
             dissimilarity=dissimilarity,
@@ -180,43 +202,80 @@ class NTKCL(Method):
             ridge=ridge,
         )
         chosen = self.settings
-        self.network = _network(
+        self.network = make_network(
             require_backbone(backbone), chosen, rank=rank, dropout=adapter_dropout, n_prompts=n_prompts, modes=modes
         )
         self.head = SectionPrototypes(self.network.width, self._section_weights())
         self.proxies: CosineProxies | None = None
-        self.anchors = Anchors(self._anchored()) if chosen.anchor != "off" else None
+        self.previous = Anchors(self.network.anchored())  # where the last task ended
+        self.reference = Anchors(self._anchored()) if chosen.anchor in ("ema", "initial") else None
         self.register_buffer("centre", torch.zeros(self.network.width))
-        self._known, self._n_samples = 0, 0
+        self._known, self._n_samples, self._view_seed = 0, 0, 0
         self._old: OldClasses | None = None
         self.register_load_state_dict_post_hook(_forget_old)
 
     centre: Tensor
 
     def _section_weights(self) -> tuple[float, ...]:
-        weights = [1.0] if self.settings.ptm_section else []
-        return (*weights, *(() if self.settings.ema == "off" else (0.3,)), 0.1)
+        chosen = self.settings
+        default = (*((1.0,) if chosen.ptm_section else ()), *(() if chosen.ema == "off" else (0.3,)), 0.1)
+        weights = default if chosen.section_weights is None else tuple(chosen.section_weights)
+        if len(weights) != len(default):
+            raise ConfigError(
+                f"section_weights need one number for each of the {len(default)} sections [pre-trained | running mean "
+                f"| current] that these settings have, got {list(weights)}"
+            )
+        return weights
+
+    @property
+    def _untrained(self) -> int:
+        """Numbers at the beginning of a feature that the losses do not see."""
+        frozen = self.network.n_sections - 1
+        skipped = {"all": 0, "adapted": int(self.settings.ptm_section), "current": frozen}
+        return skipped[self.settings.trained_sections] * self.network.backbone.width
+
+    @property
+    def _trains_ptm(self) -> bool:
+        """Whether the losses see the pre-trained section."""
+        return self.settings.ptm_section and self.settings.trained_sections == "all"
+
+    @property
+    def anchors(self) -> Anchors | None:
+        """What holds the adaptation modules and the fusion; None where nothing does."""
+        return {"off": None, "previous": self.previous}.get(self.settings.anchor, self.reference)
 
     def _anchored(self) -> dict[str, Tensor]:
         """What the anchors hold, by name."""
         named = self.network.anchored()
-        return named if self.settings.anchor_biases else {name: p for name, p in named.items() if p.ndim >= 2}
+        if self.settings.anchor_biases:
+            return named
+        return {name: p for name, p in named.items() if p.ndim >= 2 or name.endswith("weight")}
 
     def begin_task(self, task: Task) -> None:
         """New proxies for the task's classes, room for the prototypes of its new ones."""
         self._known = task.n_seen - len(task.new_classes)
         self._n_samples = len(task.train)
         self._old = None
+        self._view_seed = int(torch.randint(2**31, ()))
         self.head.means.grow(task.n_seen)
-        self.proxies = CosineProxies(self.network.width, task.classes, scale=self.settings.proxy_scale)
+        width = self.network.width - self._untrained
+        self.proxies = CosineProxies(width, task.classes, scale=self.settings.proxy_scale)
         self.proxies.to(self.network.device)
+
+    def training_samples(self, task: Task) -> Samples:
+        """The task's samples; with ``cached_views``, in fixed views with the frozen branches' features."""
+        chosen = self.settings
+        if not chosen.cached_views:
+            return task.train
+        return view_bank(self.network, task.train, chosen.cached_views, self._view_seed, ptm=self._trains_ptm)
 
     def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
         """``cross_entropy_channel``, ``_patch`` and ``_fused`` (or ``squared_``), ``dissimilarity``,
         ``orthogonality``, ``anchor``, each with its weight; terms that are off are left out."""
         if self.proxies is None:
             raise ModelError("NTKCL.training_loss needs begin_task(task) first, which makes the task's proxies")
-        views = {name: view.float() for name, view in self.network.views(x).named().items()}
+        named = self.network.views(*unpacked(x), ptm=self._trains_ptm).named()
+        views = {name: view[:, -self.proxies.width :].float() for name, view in named.items()}  # [B, D'] each
         unit = {name: self._unit(view) for name, view in views.items()}
         targets = self.proxies.targets(y)
         terms = {f"{self.settings.loss}_{name}": self._fit(self.proxies(u), targets) for name, u in unit.items()}
@@ -237,7 +296,7 @@ class NTKCL(Method):
     def _unit(self, view: Tensor) -> Tensor:
         """Rows of length one, as the losses compare them."""
         if self.settings.section_norm_train:
-            return section_unit(view, self.head.weights)
+            return section_unit(view, self.head.weights[-(view.shape[1] // self.network.backbone.width) :])
         return F.normalize(view, dim=1)
 
     def _fit(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -269,9 +328,9 @@ class NTKCL(Method):
     def _describe_old(self) -> OldClasses:
         kind, counts = self.settings.orthogonality, self.head.means.counts[: self._known]
         labels = counts.nonzero().flatten()  # [M]
-        prototypes = self.head.means.prototypes[labels].float()  # [M, D]
-        centre = self.centre if self.settings.centre_prototypes else torch.zeros_like(self.centre)
-        directions = prototypes.new_zeros(len(self.centre), 0)
+        prototypes = self.head.means.prototypes[labels, self._untrained :].float()  # [M, D']
+        centre = self.centre[self._untrained :] * float(self.settings.centre_prototypes)
+        directions = prototypes.new_zeros(len(centre), 0)
         if kind == "released":
             directions = released_direction(prototypes, self.head.means.n_outputs)
         elif kind == "projected_energy":
@@ -281,73 +340,55 @@ class NTKCL(Method):
         return OldClasses(self._unit(prototypes), labels, centre, directions)
 
     def end_task(self, task: Task) -> None:
-        """The running mean takes in the task's weights, its class means are stored, the anchors move."""
+        """The running mean takes in the task's weights, old class means move along, new ones are stored."""
+        before = self._features_before(task)
         last = task.index == task.n_tasks - 1
         bank = self.network.bank
         if bank is not None and (self.settings.ema_after_last or not last):
             bank.update(self.network.current)
         features, labels = extract_features(self.network, task.train_eval)
+        if before is not None:
+            self._move_means(before, features)
         self.head.means.update(features.to(self.centre.device), labels)
         if task.index == 0:
             self.centre.copy_(features.mean(0))
-        if self.anchors is not None and self.settings.anchor != "initial":
-            self.anchors.move_to(self._next_anchor())
+        self.previous.move_to(self.network.anchored())
+        if self.reference is not None and self.settings.anchor == "ema":
+            self.reference.move_to(self._mean_weights())
 
-    def _next_anchor(self) -> dict[str, Tensor]:
+    def _features_before(self, task: Task) -> Tensor | None:
+        """Features [n, D] of the task's samples with the weights that its training started from."""
+        if self.settings.compensation == "off" or not bool(self.head.means.counts.any()):
+            return None
+        with self.previous.in_place_of(self.network.anchored()):
+            return extract_features(self.network, task.train_eval)[0]
+
+    def _move_means(self, before: Tensor, after: Tensor) -> None:
+        old = torch.cat([self.head.means.prototypes, self.centre[None]])  # [C + 1, D]
+        movement = self.settings.compensation
+        assert movement != "off"
+        moved = moved_prototypes(old, before, after, movement=movement, sections=self.network.n_sections)
+        self.head.means.move(moved[:-1])
+        self.centre.copy_(moved[-1])
+
+    def _mean_weights(self) -> dict[str, Tensor]:
         anchor, bank = self._anchored(), self.network.bank
-        if self.settings.anchor == "ema" and bank is not None:
-            means = {f"current.{name}": value for name, value in bank.copy.named_buffers()}
-            anchor = {name: means.get(name, value) for name, value in anchor.items()}
-        return anchor
+        if bank is None:
+            return anchor
+        means = {f"current.{name}": value for name, value in bank.copy.named_buffers()}
+        return {name: means.get(name, value) for name, value in anchor.items()}
 
     def predict(self, x: Batch) -> Tensor:
         """Weighted cosines to the prototypes of all classes seen so far, ``[B, n_seen]``."""
         return self.head(self.network(x))
 
+    def feature_views(self, x: Batch) -> dict[str, Tensor]:
+        """The features of a sample that the losses are taken of, ``[B, D]`` each, for the theory report."""
+        return self.network.views(x).named()
+
 
 def _forget_old(method: nn.Module, _: object) -> None:
     method._old = None  # type: ignore[assignment]
-
-
-def _network(
-    backbone: Backbone, chosen: NTKCLSettings, *, rank: int, dropout: float, n_prompts: int, modes: int
-) -> TwoBranches:
-    model, channel, patch = transformer(backbone), None, None
-    if chosen.branches != "patch":
-        channel = nn.ModuleList(ChannelAdapter(model.width, rank=rank, dropout=dropout) for _ in model.blocks)
-    if chosen.branches != "channel":
-        patch = _prompts(backbone, model, chosen.prompts, n_prompts, modes)
-    return TwoBranches(
-        backbone,
-        model,
-        channel=channel,
-        patch=patch,
-        ptm_section=chosen.ptm_section,
-        ema=chosen.ema,
-        ema_decay=chosen.ema_decay,
-        frozen_dropout=chosen.frozen_dropout,
-        fusion=chosen.fusion,
-    )
-
-
-def _prompts(backbone: Backbone, model: Transformer, form: str, n_prompts: int, modes: int) -> nn.ModuleList:
-    if len(model.blocks) < 2:
-        raise ModelError(
-            f"{backbone.card.name} has one block, and prompts of the last block are looked at by nothing. "
-            "Try branches='channel'."
-        )
-    with torch.no_grad():
-        tokens = model.embed(backbone.sample_input())
-    text = tokens.grid is None and tokens.mask is not None
-    if form == "auto":
-        form = "attention" if text else "linear"
-    n_prefix = None if tokens.grid is None else tokens.n_prefix
-    n_tokens = tokens.values.shape[1]
-    made = (
-        make_prompts(form, model.width, n_prompts, n_tokens=n_tokens, n_prefix=n_prefix, modes=modes)
-        for _ in model.blocks[1:]
-    )
-    return nn.ModuleList(made)
 
 
 __all__ = ["NTKCL", "NTKCLSettings", "OldClasses"]

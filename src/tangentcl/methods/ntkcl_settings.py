@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from tangentcl.errors import ConfigError, nearest
 
-Branches = Literal["both", "channel", "patch"]
+Branches = Literal["both", "channel", "patch", "joint"]
 Prompts = Literal["auto", "linear", "dct", "attention", "static"]
 FusionKind = Literal["linear", "released", "sum"]
 EmaKind = Literal["mean", "decay", "off"]
@@ -16,6 +16,8 @@ Loss = Literal["cross_entropy", "squared"]
 Dissimilarity = Literal["supcon_proto", "released", "off"]
 Orthogonality = Literal["projected_energy", "cross_kernel", "released", "off"]
 AnchorKind = Literal["previous", "ema", "initial", "off"]
+Compensation = Literal["ridge", "mean", "off"]
+TrainedSections = Literal["all", "adapted", "current"]
 Preset = Literal["intended", "released", "theory"]
 
 
@@ -30,10 +32,15 @@ class NTKCLSettings:
     ema_decay: float = 0.0
     ema_after_last: bool = True
     frozen_dropout: bool = False
-    ptm_section: bool = False
+    ptm_section: bool = True
+    section_weights: tuple[float, ...] | None = None
+    compensation: Compensation = "ridge"
+    first_block: int = 0
+    cached_views: int = 0
+    trained_sections: TrainedSections = "adapted"
     section_norm_train: bool = False
     loss: Loss = "cross_entropy"
-    proxy_scale: float = 1.0
+    proxy_scale: float = 16.0
     dissimilarity: Dissimilarity = "supcon_proto"
     dissimilarity_weight: float = 0.2
     orthogonality: Orthogonality = "projected_energy"
@@ -55,6 +62,12 @@ class NTKCLSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} must be a finite number of at least 0, got {value!r}")
+        for name in ("first_block", "cached_views"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ConfigError(f"{name} must be a whole number of at least 0, got {value!r}")
+        if self.cached_views and self.frozen_dropout:
+            raise ConfigError("cached_views needs frozen branches that stay the same, frozen_dropout makes them random")
         if not 0 < self.orthogonality_energy <= 1:
             raise ConfigError(f"orthogonality_energy must be in (0, 1], got {self.orthogonality_energy!r}")
 
@@ -74,13 +87,19 @@ PRESETS: dict[str, NTKCLSettings] = {
         fusion="released",
         ema_after_last=False,
         frozen_dropout=True,
+        ptm_section=False,
+        trained_sections="all",
+        compensation="off",
+        proxy_scale=1.0,
         dissimilarity="released",
         orthogonality="released",
         orthogonality_weight=1e-4,
         centre_prototypes=False,
         anchor_biases=False,
     ),
-    "theory": NTKCLSettings(loss="squared", dissimilarity="off", orthogonality="cross_kernel", ridge=1.0),
+    "theory": NTKCLSettings(
+        loss="squared", proxy_scale=1.0, dissimilarity="off", orthogonality="cross_kernel", ridge=1.0
+    ),
 }
 
 

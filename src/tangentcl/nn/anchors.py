@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -40,3 +41,17 @@ class Anchors(nn.Module):
         """Anchor at these values from now on."""
         for name, value in parameters.items():
             self.get_buffer(self._key(name)).copy_(value)
+
+    @contextmanager
+    def in_place_of(self, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+        """The parameters have the anchors' values inside the block, and their own again after it."""
+        own = {name: value.detach().clone() for name, value in parameters.items()}
+        with torch.no_grad():
+            for name, value in parameters.items():
+                value.copy_(self.get_buffer(self._key(name)))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in parameters.items():
+                    value.copy_(own[name])

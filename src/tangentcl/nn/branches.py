@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tangentcl.errors import ConfigError, nearest
+from tangentcl.errors import ConfigError, ModelError, nearest
 from tangentcl.nn.backbone import Backbone, BackboneCard, Batch
 from tangentcl.nn.blocks import Transformer
 from tangentcl.nn.ema_bank import EmaBank
 from tangentcl.nn.fusion import OTHER, OWN, Fusion
-from tangentcl.nn.trunks import Stem, channel_trunk, patch_trunk, stem
+from tangentcl.nn.trunks import Stem, stacked, stem, trunk
 
 FUSIONS = ("linear", "released", "sum")
 Ema = Literal["mean", "decay", "off"]
+STACK_TOKENS = 512  # batch times tokens up to which branches share a pass; see benchmarks/ntk_cl.py
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ class TwoBranches(nn.Module):
     Args:
         backbone: frozen here.
         model: the same backbone, taken apart into blocks.
-        channel: `ChannelAdapter` for each block, or None to leave the branch out.
-        patch: prompts for each block but the last, or None.
+        channel: `ChannelAdapter` for each block from ``first_block`` on, or None to leave the branch out.
+        patch: prompts for each of these blocks but the last, or None.
+        joint: both kinds of modules in one pass, which makes one view; half the cost, and another method.
+        first_block: the first block with modules.
         ptm_section: whether the pre-trained feature is a section.
+        fuse_ptm: whether the fusion's map acts on that section too. It then moves, so it is left out by default.
         ema, ema_decay, frozen_dropout: see `EmaBank`.
         fusion: ``"linear"`` or ``"released"`` (see `Fusion`), ``"sum"`` (c + 0.1 p, nothing learned).
         head_dropout: of ``fusion="released"``.
@@ -56,7 +61,7 @@ class TwoBranches(nn.Module):
     Shapes: a batch -> the fused feature ``[B, S d]``; `views` gives all three.
 
     Raises:
-        ConfigError: no branch, or an unknown fusion.
+        ConfigError: no branch, an unknown fusion, or ``joint`` without both kinds.
     """
 
     def __init__(
@@ -66,7 +71,10 @@ class TwoBranches(nn.Module):
         *,
         channel: nn.ModuleList | None,
         patch: nn.ModuleList | None,
+        joint: bool = False,
+        first_block: int = 0,
         ptm_section: bool = False,
+        fuse_ptm: bool = False,
         ema: Ema = "mean",
         ema_decay: float = 0.0,
         frozen_dropout: bool = False,
@@ -76,19 +84,24 @@ class TwoBranches(nn.Module):
         super().__init__()
         if channel is None and patch is None:
             raise ConfigError("at least one branch is needed: channel adapters, patch prompts or both")
+        if joint and (channel is None or patch is None):
+            raise ConfigError("a joint branch needs channel adapters and patch prompts")
         if fusion not in FUSIONS:
             raise ConfigError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}.{nearest(fusion, FUSIONS)}")
-        self.backbone, self.model = backbone.requires_grad_(False), model
+        self.backbone, self.model, self.first_block = backbone.requires_grad_(False), model, first_block
         self.ptm_section = ptm_section
         self.current = nn.ModuleDict({k: v for k, v in (("channel", channel), ("patch", patch)) if v is not None})
+        self.branches = (tuple(self.current),) if joint else tuple((kind,) for kind in self.current)
         decay = ema_decay if ema == "decay" else None
         self.bank = None if ema == "off" else EmaBank(self.current, decay=decay, dropout=frozen_dropout)
         self.n_sections = 1 + int(ptm_section) + int(ema != "off")
         self.width = self.n_sections * backbone.width
+        self.fuse_ptm = fuse_ptm
         released = fusion == "released"
-        learned = fusion != "sum" and len(self.current) == 2
+        learned = fusion != "sum" and len(self.branches) == 2
         dropped = head_dropout if released else 0.0
-        self.fusion = Fusion(self.width, from_zero=not released, head_dropout=dropped) if learned else None
+        width = self.width - (0 if fuse_ptm or not ptm_section else backbone.width)
+        self.fusion = Fusion(width, from_zero=not released, head_dropout=dropped) if learned else None
 
     @property
     def card(self) -> BackboneCard:
@@ -104,26 +117,86 @@ class TwoBranches(nn.Module):
         """Parameters that go on from task to task, by name: adaptation modules and fusion."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def views(self, x: Batch) -> Views:
-        """All features of a batch."""
-        start = stem(self.model, x)
-        with torch.no_grad():
-            fixed = [channel_trunk(self.model, start, None)] if self.ptm_section else []
-        views = {name: self._view(name, start, fixed) for name in self.current}
-        if len(views) == 1:
-            return Views(fused=next(iter(views.values())))
-        channel, patch = views["channel"], views["patch"]
-        fused = OWN * channel + OTHER * patch if self.fusion is None else self.fusion(channel, patch)
-        return Views(fused, channel, patch)
+    def views(self, x: Batch, frozen: Tensor | None = None, *, ptm: bool = True) -> Views:
+        """All features of a batch.
 
-    def _view(self, name: str, start: Stem, fixed: list[Tensor]) -> Tensor:
-        trunk = channel_trunk if name == "channel" else patch_trunk
-        sections = list(fixed)
-        if self.bank is not None:
-            with torch.no_grad():
-                sections.append(trunk(self.model, start, self.bank.copy[name]))  # type: ignore[index]
-        sections.append(trunk(self.model, start, self.current[name]))  # type: ignore[arg-type]
-        return torch.cat(sections, dim=1)  # [B, S d]
+        Args:
+            frozen: what `frozen` gives for it, with the same ``ptm``, if known already.
+            ptm: False leaves the pre-trained section out, and the pass that makes it.
+        """
+        ptm = ptm and self.ptm_section
+        start = stem(self.model, x, self.first_block)
+        if frozen is None and _worth_stacking(start):
+            passes = self._stacked(start, ptm)
+        else:
+            fixed = self._frozen(start, ptm) if frozen is None else self._split(frozen, ptm)
+            passes = [*fixed, *(self._pass(start, self.current, branch) for branch in self.branches)]
+        return self._fused(passes, ptm)
 
     def forward(self, x: Batch) -> Tensor:
         return self.views(x).fused
+
+    @torch.no_grad()
+    def frozen(self, x: Batch, *, ptm: bool = True) -> Tensor:
+        """Features that do not change during a task, ``[B, n_frozen d]``: pre-trained, then the running means'."""
+        return torch.cat(self._frozen(stem(self.model, x, self.first_block), ptm and self.ptm_section), dim=1)
+
+    def n_frozen(self, *, ptm: bool = True) -> int:
+        """Number of features that `frozen` gives."""
+        return int(ptm and self.ptm_section) + len(self.branches) * int(self.bank is not None)
+
+    def _split(self, frozen: Tensor, ptm: bool) -> list[Tensor]:
+        expected = self.n_frozen(ptm=ptm) * self.backbone.width
+        if frozen.ndim != 2 or frozen.shape[1] != expected:
+            raise ModelError(f"expected frozen features [B, {expected}], got {list(frozen.shape)}")
+        return list(frozen.split(self.backbone.width, dim=1))
+
+    @torch.no_grad()
+    def _frozen(self, start: Stem, ptm: bool) -> list[Tensor]:
+        passes = [trunk(self.model, start)] if ptm else []
+        if self.bank is not None:
+            passes += [self._pass(start, self.bank.copy, branch) for branch in self.branches]
+        return passes
+
+    def _pass(self, start: Stem, modules: nn.Module, branch: Sequence[str]) -> Tensor:
+        chosen = {name: modules[kind] for kind, name in NAMES.items() if kind in branch}  # type: ignore[index]
+        return trunk(self.model, start, **chosen)
+
+    def _stacked(self, start: Stem, ptm: bool) -> list[Tensor]:
+        """The same passes in the same order, those of one branch as one batch."""
+        first = [trunk(self.model, start)] if ptm and self.branches[0] != ("channel",) else []
+        fixed: list[Tensor] = []
+        live: list[Tensor] = []
+        sets = [self.current, *([] if self.bank is None else [self.bank.copy])]
+        for branch in self.branches:
+            extra = [None] if ptm and branch == ("channel",) else []  # no adapter is an adapter that adds nothing
+            chosen = {
+                name: stacked([*(modules[kind] for modules in sets), *extra])  # type: ignore[index]
+                for kind, name in NAMES.items()
+                if kind in branch
+            }
+            n = len(sets) + len(extra)
+            found = trunk(self.model, start.repeated(n), **chosen).chunk(n)
+            live.append(found[0])
+            fixed += found[1 : len(sets)]
+            first += found[len(sets) :]
+        return [*first, *fixed, *live]
+
+    def _fused(self, passes: list[Tensor], ptm: bool) -> Views:
+        """Views of passes in the order [pre-trained, the running means', the current ones']."""
+        n, rest = len(self.branches), passes[int(ptm) :]
+        views = [torch.cat([*passes[: int(ptm)], *rest[i::n]], dim=1) for i in range(n)]  # [B, S d] each
+        if n == 1:
+            return Views(fused=views[0])
+        channel, patch = views
+        kept = self.backbone.width if ptm and not self.fuse_ptm else 0
+        c, p = channel[:, kept:], patch[:, kept:]
+        fused = OWN * c + OTHER * p if self.fusion is None else self.fusion(c, p)
+        return Views(torch.cat([channel[:, :kept], fused], dim=1), channel, patch)
+
+
+NAMES = {"channel": "adapters", "patch": "prompts"}  # keywords of `trunk`
+
+
+def _worth_stacking(start: Stem) -> bool:
+    return not torch.is_grad_enabled() and start.attended.shape[0] * start.attended.shape[1] <= STACK_TOKENS

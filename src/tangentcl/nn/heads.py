@@ -152,6 +152,17 @@ class PrototypeHead(nn.Module):
         self.sums.index_add_(0, labels, features.to(self.sums))
         self.counts.index_add_(0, labels, torch.ones_like(labels))
 
+    @torch.no_grad()
+    def move(self, means: Tensor) -> None:
+        """Put the class means elsewhere, [n_outputs, width]; counts stay, and so do classes without samples.
+
+        Raises:
+            ModelError: another shape.
+        """
+        if means.shape != self.sums.shape:
+            raise ModelError(f"expected class means {list(self.sums.shape)}, got {list(means.shape)}.")
+        self.sums.copy_(means.to(self.sums) * self.counts[:, None])
+
     @property
     def prototypes(self) -> Tensor:
         """Class means, float64 [n_outputs, width]; zero for a class without samples."""

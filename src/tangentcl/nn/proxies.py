@@ -26,6 +26,7 @@ class CosineProxies(nn.Module):
 
     def __init__(self, width: int, classes: tuple[int, ...], *, scale: float = 1.0) -> None:
         super().__init__()
+        self.width = width
         self.weight = nn.Parameter(torch.empty(len(classes), width).uniform_(-1, 1) / math.sqrt(width))
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.register_buffer("classes", torch.tensor(classes), persistent=False)

@@ -3,83 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from tangentcl.nn.blocks import Tokens, Transformer, with_prompts
 
-Modules = Sequence[nn.Module] | nn.ModuleList  # one for each block
+Modules = Sequence[nn.Module] | nn.ModuleList
 KEEP_PROMPT = 0.1  # share of the old prompt in what the MLP of a later block sees
 
 
 @dataclass(frozen=True)
 class Stem:
-    """What is the same in every branch: the embedded input, and attention and MLP update of the first block.
+    """What is the same in every branch: all up to the MLP of the first adapted block.
 
     Attributes:
         tokens: the embedded input.
-        attended: ``[B, N, d]`` after the attention of block 0.
+        attended: ``[B, N, d]`` after the attention of block ``first``.
         update: ``[B, N, d]``, what its MLP adds.
+        first: the first block that has adaptation modules.
     """
 
     tokens: Tokens
     attended: Tensor
     update: Tensor
+    first: int = 0
+
+    def repeated(self, times: int) -> Stem:
+        """The stem of a batch in which every sample stands ``times`` times, one whole batch after the other."""
+        mask = self.tokens.mask
+        tokens = replace(self.tokens, mask=None if mask is None else mask.repeat(times, 1))
+        return Stem(tokens, self.attended.repeat(times, 1, 1), self.update.repeat(times, 1, 1), self.first)
 
 
 @torch.no_grad()
-def stem(model: Transformer, x: Tensor | dict[str, Tensor]) -> Stem:
-    """The common beginning of all branches, without gradient: nothing in it is trained."""
+def stem(model: Transformer, x: Tensor | dict[str, Tensor], first: int = 0) -> Stem:
+    """The common beginning of all branches, without gradient: nothing in it is trained.
+
+    Args:
+        first: the first block with adaptation modules; those before it are run once, as they were pre-trained.
+    """
     tokens = model.embed(x)
-    attended = model.blocks[0].attend(tokens.values, tokens.mask)
-    return Stem(tokens, attended, model.blocks[0].update(attended))
+    values = tokens.values
+    for block in model.blocks[:first]:
+        values = block.forward(values, tokens.mask)
+    attended = model.blocks[first].attend(values, tokens.mask)
+    return Stem(tokens, attended, model.blocks[first].update(attended), first)
 
 
-def channel_trunk(model: Transformer, start: Stem, adapters: Modules | None) -> Tensor:
-    r"""Features ``[B, d]`` with a channel adapter :math:`A_l` beside the MLP of each block.
+def trunk(
+    model: Transformer, start: Stem, *, adapters: Modules | None = None, prompts: Modules | None = None
+) -> Tensor:
+    r"""Features ``[B, d]`` of one pass with adaptation modules; without any, those of the backbone.
 
-    Pre-norm :math:`x \leftarrow x + \mathrm{MLP}(\mathrm{LN}\,x) + A_l(x)`, post-norm
-    :math:`x \leftarrow \mathrm{LN}(x + \mathrm{MLP}(x) + A_l(x))`, with x the tokens after attention.
+    *Channel adapters* :math:`A_l` stand beside the MLP of each block, on the input's tokens x after attention:
+    pre-norm :math:`x \leftarrow x + \mathrm{MLP}(\mathrm{LN}\,x) + A_l(x)`, post-norm
+    :math:`x \leftarrow \mathrm{LN}(x + \mathrm{MLP}(x) + A_l(x))`.
+
+    *Prompts* r are tokens made of a block's tokens between its attention and its MLP:
+    :math:`r \leftarrow r + \mathrm{MLP}(\mathrm{LN}(S_l(x) + 0.1\,r))`; in the first block, where there is no r yet,
+    they are what the MLP makes of :math:`S_0(x)` alone. They stand after the tokens: behind the embedding the order of
+    tokens has no meaning.
 
     Args:
-        adapters: one per block; None gives the features of the backbone.
+        adapters: one for each block from ``start.first`` on.
+        prompts: one for each of these blocks but the last, whose prompts nothing would look at.
     """
-    x, mask, last = start.attended, start.tokens.mask, len(model.blocks) - 1
-    for i, block in enumerate(model.blocks):
+    n, last, tokens = start.attended.shape[1], len(model.blocks) - 1 - start.first, start.tokens
+    x, mask = start.attended, tokens.mask
+    r: Tensor | None = None  # prompts [B, P, d]
+    for i, block in enumerate(model.blocks[start.first :]):
         if i > 0:
-            x = block.attend(x, mask, model.n_read if i == last else None)
-        update = start.update if i == 0 else block.update(x)
+            x, r = _parted(block.attend(_joined(x, r), mask, (model.n_read or n) if i == last else None), n)
+        made = None  # what the MLP sees in place of r
+        if prompts is not None and i < last:
+            made = prompts[i](x, tokens) if r is None else prompts[i](x, tokens) + KEEP_PROMPT * r
+        if i > 0:
+            update, own = _parted(block.update(_joined(x, made)), x.shape[1])
+        else:
+            update, own = start.update, None if made is None else block.update(made)
+            mask = mask if made is None else with_prompts(mask, made.shape[1])
         x = block.add(x, update if adapters is None else update + adapters[i](x))
-    return model.read(x, start.tokens)
+        r = None if own is None else block.add(r, own)
+    return model.read(x, tokens)
 
 
-def patch_trunk(model: Transformer, start: Stem, prompts: Modules) -> Tensor:
-    r"""Features ``[B, d]`` with prompt tokens, made of a block's tokens between its attention and its MLP.
+def _joined(x: Tensor, r: Tensor | None) -> Tensor:
+    return x if r is None else torch.cat([x, r], dim=1)  # [B, N + P, d]
 
-    With tokens x and prompts r after attention, :math:`r \leftarrow r + \mathrm{MLP}(\mathrm{LN}(S_l(x) + 0.1\,r))`;
-    in the first block, where there is no r yet, the prompts are what the MLP makes of :math:`S_0(x)` alone. Prompts
-    stand after the tokens: behind the embedding the order of tokens has no meaning.
+
+def _parted(both: Tensor, n: int) -> tuple[Tensor, Tensor | None]:
+    return (both[:, :n], both[:, n:]) if both.shape[1] > n else (both, None)
+
+
+class Stacked(nn.Module):
+    """Modules of several branches as one, for their batches one after the other: ``[G B, N, d] -> [G B, M, d]``.
+
+    So several branches are one pass through the frozen weights. With few samples, where a pass takes as long as
+    reading the weights does, G branches then cost little more than one.
 
     Args:
-        prompts: one for each block but the last, whose prompts nothing would look at.
+        parts: one for each of the G branches; None adds nothing.
     """
-    n, last, tokens = start.attended.shape[1], len(model.blocks) - 1, start.tokens
-    x: Tensor = model.blocks[0].add(start.attended, start.update)
-    if last == 0:
-        return model.read(x, tokens)
-    r = model.blocks[0].add(None, model.blocks[0].update(prompts[0](start.attended, tokens)))  # [B, P, d]
-    mask = with_prompts(tokens.mask, r.shape[1])
-    for i, block in enumerate(model.blocks[1:], start=1):
-        both = torch.cat([x, r], dim=1)  # [B, N + P, d]
-        if i == last:
-            x = block.attend(both, mask, model.n_read or n)
-            x = block.add(x, block.update(x))
-            break
-        both = block.attend(both, mask)
-        x, r = both[:, :n], both[:, n:]
-        made = prompts[i](x, tokens) + KEEP_PROMPT * r
-        both = block.add(both, block.update(torch.cat([x, made], dim=1)))
-        x, r = both[:, :n], both[:, n:]
-    return model.read(x, tokens)
+
+    def __init__(self, parts: Sequence[nn.Module | None]) -> None:
+        super().__init__()
+        self.parts = tuple(parts)  # not registered: the branches own them
+
+    def forward(self, x: Tensor, tokens: Tokens | None = None) -> Tensor:
+        pieces = x.chunk(len(self.parts))
+        rest: tuple[Tokens, ...] = ()
+        if tokens is not None:
+            mask = tokens.mask
+            rest = (tokens if mask is None else replace(tokens, mask=mask[: len(pieces[0])]),)
+        made = [torch.zeros_like(piece) if f is None else f(piece, *rest) for f, piece in zip(self.parts, pieces)]
+        return torch.cat(made)
+
+
+def stacked(branches: Sequence[Modules | None]) -> list[Stacked]:
+    """Block by block, the modules of several branches as one; at least one branch has modules."""
+    depth = max(len(branch) for branch in branches if branch is not None)
+    return [Stacked([None if branch is None else branch[i] for branch in branches]) for i in range(depth)]

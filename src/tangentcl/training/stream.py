@@ -175,7 +175,8 @@ def learn_task(
     began = time.perf_counter()
     begin(method, task, plan.seed)
     method.to(runtime.device)
-    samples = method.training_samples(task)
+    with runtime.autocast():
+        samples = method.training_samples(task)
     if samples is None:
         return False
     if len(samples) == 0:
