@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tangentcl.errors import ConfigError, nearest
+from tangentcl.records.published import Published, published_from
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,7 +22,7 @@ else:
 Table = dict[str, Any]
 
 TABLES = ("source", "stream", "backbone", "transform", "plan", "forecast", "theory", "method")
-TOP = ("name", "seeds", "save", *TABLES)
+TOP = ("name", "seeds", "save", "published", *TABLES)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 
 
@@ -54,6 +55,7 @@ class Experiment:
         save: whether each record keeps the trained learner; "tasks" keeps it as it was after every task, too.
         forecast: keywords of `tangentcl.training.ForecastOptions`, or None to forecast nothing.
         theory: keywords of `tangentcl.training.TheoryOptions`, or None for no theory report.
+        published: what others reached on this stream. It goes into the record, and is no setting: it may change.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Experiment:
     save: bool | str = True
     forecast: Table | None = None
     theory: Table | None = None
+    published: tuple[Published, ...] = ()
 
     def resolved(self, entry: MethodEntry, seed: int) -> Table:
         """All settings of one run, as they are written into its record."""
@@ -101,6 +104,27 @@ def load_experiment(
         ConfigError: missing file, broken TOML, unknown table or key, value of a wrong type.
     """
     path = Path(path)
+    document = _document(path)
+    for setting in settings:
+        apply_setting(document, setting)
+    if seeds is not None:
+        document["seeds"] = list(seeds)
+    document.setdefault("name", path.stem)
+    return experiment_from(document, where=str(path))
+
+
+def load_published(path: str | Path) -> tuple[str, tuple[Published, ...]]:
+    """Name of an experiment file and its ``[[published]]``, whatever else is in it.
+
+    Raises:
+        ConfigError: missing file, broken TOML, or tables that cannot be used.
+    """
+    path = Path(path)
+    document = _document(path)
+    return slug(str(document.get("name", path.stem))), _published(document, str(path))
+
+
+def _document(path: Path) -> Table:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError as error:
@@ -109,15 +133,9 @@ def load_experiment(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"experiment file {path} cannot be read: {error}") from error
     try:
-        document = tomllib.loads(text)
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"experiment file {path} is not valid TOML: {error}") from error
-    for setting in settings:
-        apply_setting(document, setting)
-    if seeds is not None:
-        document["seeds"] = list(seeds)
-    document.setdefault("name", path.stem)
-    return experiment_from(document, where=str(path))
 
 
 def apply_setting(document: Table, setting: str) -> None:
@@ -197,6 +215,7 @@ def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> 
         save=save,
         forecast=_switched("forecast", document.get("forecast", False), where),
         theory=_switched("theory", document.get("theory", False), where),
+        published=_published(document, where),
         **{key: document[key] for key in ("source", "stream", "backbone", "transform", "plan")},
     )
 
@@ -208,6 +227,13 @@ def slug(text: str) -> str:
     'lora-all-logits-r-8'
     """
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+
+
+def _published(document: Mapping[str, Any], where: str) -> tuple[Published, ...]:
+    tables = document.get("published", [])
+    if not isinstance(tables, list):
+        raise ConfigError(f"{where}: published must be tables, [[published]], got {tables!r}")
+    return tuple(published_from(table, where) for table in tables)
 
 
 def _switched(name: str, given: Any, where: str) -> Table | None:

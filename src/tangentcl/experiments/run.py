@@ -163,6 +163,7 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
     runtime = Runtime(device=run.plan.device, precision=run.plan.precision)
     features, method, ready = _prepared(experiment, run)
     about = environment(features, ready, run.plan, runtime, experiment.seeds)
+    about["published"] = [result.describe() for result in experiment.published]
     writer = RecordWriter(run.folder, run.settings, about, overwrite=overwrite) if runtime.is_main else None
 
     def emit(event: str, fields: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from .accuracy import Accuracy
 from .forecasts import TaskForecast, read_forecasts
+from .published import Published, published_from
 from .record import Record, Status, find_records
 from .theory import TaskTheory, read_theory
 from .writer import RecordWriter, is_abandoned
 
 __all__ = [
     "Accuracy",
+    "Published",
     "Record",
     "RecordWriter",
     "Status",
@@ -15,6 +17,7 @@ __all__ = [
     "TaskTheory",
     "find_records",
     "is_abandoned",
+    "published_from",
     "read_forecasts",
     "read_theory",
 ]

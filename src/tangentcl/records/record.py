@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import RecordError
+from ..errors import ConfigError, RecordError
 from .accuracy import Accuracy
 from .files import read_bytes, read_json, read_toml
 from .forecasts import TaskForecast, read_forecasts
+from .published import Published, published_from
 from .theory import TaskTheory, read_theory
 
 STATUSES = ("running", "done", "failed", "interrupted")
@@ -96,6 +97,19 @@ class Record:
         table = self.config.get("method")
         named = table.get("name") if isinstance(table, Mapping) else table
         return str(named or self.config.get("label") or "unnamed")
+
+    @cached_property
+    def published(self) -> list[Published]:
+        """What the experiment's file says that others published; empty where it says nothing.
+
+        Raises:
+            RecordError: the list is damaged.
+        """
+        tables, path = self.environment.get("published", []), self.folder / "environment.json"
+        try:
+            return [published_from(table, str(path)) for table in tables]
+        except (ConfigError, TypeError) as error:
+            raise RecordError(f"{path} is damaged: {error}") from error
 
     @cached_property
     def forecasts(self) -> list[TaskForecast]:

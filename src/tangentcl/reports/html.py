@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import tomli_w
 from markupsafe import Markup
 
 from ..errors import RecordError
-from ..records import Record
+from ..records import Published, Record
 from . import aggregate, figures
 from .forecast_section import Forecasts, section
 from .forecasts import Run
 from .pages import render, write_page
+from .published import NAMES, known_published, published_table
 from .selection import accuracies, select
 from .svg import colour
 from .tables import Cell, Row, percent, protocol_table, rows, run_costs, table, words
@@ -38,12 +39,15 @@ ENVIRONMENT = (
 )
 
 
-def write_report(records: Iterable[Record | str | Path], out: str | Path) -> Path:
+def write_report(
+    records: Iterable[Record | str | Path], out: str | Path, published: Mapping[str, Sequence[Published]] | None = None
+) -> Path:
     """Write the report of these records: one HTML file that needs no network, for a wide screen or a phone.
 
     Args:
         records: records, or folders of records. Those that are not done or cannot be read are listed with the reason.
         out: the file to write, replaced in one step; for a folder, ``report.html`` inside.
+        published: what others reached, by experiment; in place of what its records say.
 
     Returns:
         Path of the written file.
@@ -55,11 +59,16 @@ def write_report(records: Iterable[Record | str | Path], out: str | Path) -> Pat
     if not selection.done:
         reasons = "".join(f"\n  {folder}: {reason}" for folder, reason in selection.excluded)
         raise RecordError(f"no finished record to report on.{reasons or ' Make one: tangentcl run'}")
-    return write_page(page(rows(selection.done), selection.excluded), out, "report.html")
+    return write_page(page(rows(selection.done), selection.excluded, published), out, "report.html")
 
 
-def page(found: Sequence[Row], excluded: Sequence[tuple[str, str]] = ()) -> str:
+def page(
+    found: Sequence[Row],
+    excluded: Sequence[tuple[str, str]] = (),
+    published: Mapping[str, Sequence[Published]] | None = None,
+) -> str:
     """The report as text; everything that came from a user is escaped."""
+    others = {**known_published(found), **(published or {})}
     streams: dict[str, list[Row]] = {}
     for row in found:
         streams.setdefault(row.stream, []).append(row)
@@ -68,6 +77,7 @@ def page(found: Sequence[Row], excluded: Sequence[tuple[str, str]] = ()) -> str:
         "title": ", ".join(experiments) if len(experiments) <= 3 else f"{len(experiments)} experiments",
         "summary": _summary(streams, excluded),
         "references": _references(found),
+        "published": (*published_table(found, others), NAMES + (len(others) > 1)) if others else None,
         "streams": [_stream(i, title, part) for i, (title, part) in enumerate(streams.items())],
         "runs": [_run(record) for row in found for record in row.records],
         "protocol": protocol_table(found),

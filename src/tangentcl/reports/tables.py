@@ -227,11 +227,13 @@ def protocol_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def to_markdown(rows: Sequence[Row]) -> str:
     """Summary and protocol as two Markdown tables."""
-    return "\n\n".join(_markdown(*part) for part in (table(rows), protocol_table(rows))) + "\n"
+    return "\n\n".join(markdown(*part) for part in (table(rows), protocol_table(rows))) + "\n"
 
 
-def _markdown(heading: list[str], body: list[list[str]]) -> str:
-    def line(cells: list[str]) -> str:
+def markdown(heading: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """One Markdown table."""
+
+    def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(" ".join(c.split()).replace("|", "\\|") for c in cells) + " |"
 
     return "\n".join([line(heading), line(["---"] * len(heading)), *map(line, body)])
@@ -240,9 +242,18 @@ def _markdown(heading: list[str], body: list[list[str]]) -> str:
 def to_text(rows: Sequence[Row]) -> str:
     """The summary as aligned plain text, with the metrics that fit a terminal."""
     heading, body = table(rows, IN_TEXT)
+    return aligned(heading, body, heading.index("seeds"))
+
+
+def aligned(heading: Sequence[str], body: Sequence[Sequence[str]], n_names: int = 2) -> str:
+    """A table as plain text; the first ``n_names`` columns are words.
+
+    >>> print(aligned(["label", "Ā"], [["NCM", "91.4"]], 1), end="")
+    label     Ā
+    NCM    91.4
+    """
     lines = [heading, *([" ".join(c.split()) for c in line] for line in body)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
-    n_names = heading.index("seeds")
     return "".join(
         "  ".join(c.ljust(w) if i < n_names else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths))).rstrip()
         + "\n"
