@@ -81,6 +81,43 @@ class Stops(NCM):
 '''
 
 
+PUBLISHED = """
+name = "small"
+[[published]]
+label = "their NCM"
+source = "a paper, table 1"
+ours = "ncm"
+last = 90.5
+[[published]]
+label = "another"
+source = "a paper, table 2"
+ours = "not here"
+"""
+
+
+def test_published_numbers_stand_beside_those_of_records(here: Path, answer: Answer) -> None:
+    (here / "published.toml").write_text(PUBLISHED)
+    code, out, _ = answer("report", "runs", "--published", "published.toml")
+    assert code == 0
+    assert re.search(r"^their NCM  a paper, table 1 +– +not run +90.50 +not run *$", out, re.MULTILINE)
+    assert "no finished record, so no page" in out
+    assert answer("run", "small.toml", "--no-report")[0] == 0
+    code, out, _ = answer("report", "runs", "--published", ".")
+    last = f"{100 * Record.read(here / 'runs/small/ncm/seed-0').accuracy.metrics['last_accuracy']:.2f}"
+    assert re.search(rf"^their NCM .* 90.50 +{last} +0$", out, re.MULTILINE)
+    assert "their NCM" in (here / "runs/report.html").read_text()
+    found = json.loads(answer("report", "runs", "--published", "published.toml", "--json")[1])["published"]
+    assert (found[0]["A_T published"], found[0]["A_T here"], found[1]["A_T here"]) == ("90.50", last, "not run")
+    (here / "published.toml").write_text(PUBLISHED.replace("last", "lats"))
+    code, _, err = answer("report", "runs", "--published", "published.toml")
+    assert code == 2
+    assert "Did you mean 'last'?" in err
+    (here / "empty").mkdir()
+    code, _, err = answer("report", "runs", "--published", "empty")
+    assert code == 2
+    assert "there is no experiment file in empty" in err
+
+
 def test_a_failing_method_of_the_user_gives_exit_code_1(here: Path, answer: Answer) -> None:
     (here / "own_breaking_method.py").write_text(OWN)
     (here / "small.toml").write_text(

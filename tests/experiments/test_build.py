@@ -49,5 +49,12 @@ def test_a_transform_table_changes_only_what_it_names(image_backbone: Backbone) 
     plain, _ = transforms(image_backbone, {"augment": False})
     assert isinstance(plain, ImageTransform)
     assert not plain.train
+    bare = transforms(image_backbone, {"normalize": False, "flip": 0.5})
+    for made in bare:
+        assert isinstance(made, ImageTransform)
+        assert (made.mean, made.std, made.crop_ratio) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 1.0)
+    for key in ("augment", "normalize"):
+        with pytest.raises(ConfigError, match=f"{key} must be true or false"):
+            transforms(image_backbone, {key: 1})
     with pytest.raises(ConfigError, match="Did you mean 'flip'"):
         transforms(image_backbone, {"flipp": 0.5})

@@ -114,7 +114,8 @@ def transforms(features: Backbone, table: Table) -> tuple[Transform | None, Tran
     """Training and evaluation transforms of the backbone, as changed by ``[transform]``; the rest stays the backbone's.
 
     Keys are those of `tangentcl.data.ImageTransform` except size, mean and std, which belong to the backbone; further
-    ``augment = false`` trains under the evaluation transform.
+    ``augment = false`` trains under the evaluation transform, and ``normalize = false`` leaves pixels in [0, 1], as
+    some published code does whatever the weights were made with.
 
     Raises:
         ConfigError: unknown key, or a table for a backbone that does not take images.
@@ -127,9 +128,10 @@ def transforms(features: Backbone, table: Table) -> tuple[Transform | None, Tran
             f"[transform] is for images; the backbone {features.card.name} takes {features.card.modality}"
         )
     keywords = dict(table)
-    augment = keywords.pop("augment", True)
-    if not isinstance(augment, bool):
-        raise ConfigError(f"[transform] augment must be true or false, got {augment!r}")
+    augment, normalize = keywords.pop("augment", True), keywords.pop("normalize", True)
+    for key, value in (("augment", augment), ("normalize", normalize)):
+        if not isinstance(value, bool):
+            raise ConfigError(f"[transform] {key} must be true or false, got {value!r}")
     for key in ("size", "mean", "std", "train"):
         if key in keywords:
             raise ConfigError(f"[transform] does not take {key!r}: it belongs to the backbone ([backbone] image_size)")
@@ -137,8 +139,12 @@ def transforms(features: Backbone, table: Table) -> tuple[Transform | None, Tran
         key: getattr(train, key)
         for key in ("size", "mean", "std", "scale", "ratio", "flip", "interpolation", "crop_ratio")
     }
+    if not normalize:
+        own |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     made = [
-        call(ImageTransform, {**own, **keywords, "train": training}, table="transform", aliases=("augment",))
+        call(
+            ImageTransform, {**own, **keywords, "train": training}, table="transform", aliases=("augment", "normalize")
+        )
         for training in (augment, False)
     ]
     return made[0], made[1]
