@@ -37,6 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ntkcl-dct": ("ntkcl", {"branches": "patch", "n_prompts": 2, "prompts": "dct", "modes": 4, "anchor": "ema"}),
     "ntkcl-channel": ("ntkcl", {"rank": 2, "branches": "channel", "ema": "decay", "ema_decay": 0.5}),
     "ntkcl-joint": ("ntkcl", {"rank": 2, "n_prompts": 2, "branches": "joint", "compensation": "mean"}),
+    "ntkcl-section-attention": ("ntkcl", {"rank": 2, "n_prompts": 2, "fusion": "attention"}),
     "ntkcl-late": ("ntkcl", {"rank": 2, "branches": "channel", "first_block": 1, "ptm_section": False}),
     "ntkcl-cached": ("ntkcl", {"rank": 2, "n_prompts": 2, "cached_views": 2, "section_weights": (1.0, 1.0, 1.0)}),
     "ntkcl-no-ema": ("ntkcl", {"rank": 2, "n_prompts": 2, "ema": "off", "fusion": "sum"}),

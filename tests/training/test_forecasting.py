@@ -12,7 +12,7 @@ import torch
 
 from tangentcl.data import Samples, Task, TaskStream
 from tangentcl.errors import ConfigError
-from tangentcl.methods import NCM, Finetune, Joint, Method, Replay
+from tangentcl.methods import NCM, NTKCL, Finetune, Joint, Method, Replay
 from tangentcl.nn import Backbone
 from tangentcl.training import Forecasting, ForecastOptions, StageForecast, StreamResult, TrainingPlan, run_stream
 
@@ -125,6 +125,15 @@ def test_nothing_trains(tiny_backbone: MakeBackbone, tiny_stream: TaskStream) ->
     assert [found.task.index for found in made] == [1, 2]
     assert all(found.reason is not None and "NCM trains nothing by gradient steps" in found.reason for found in made)
     assert all(found.old is None and found.training_seconds is not None for found in made)
+
+
+def test_a_method_that_predicts_by_what_it_stores_is_refused(
+    tiny_blocks: MakeBackbone, tiny_stream: TaskStream
+) -> None:
+    _, made = _run(_made(NTKCL, tiny_blocks, rank=2, n_prompts=2, cached_views=1), tiny_stream)
+    assert [found.task.index for found in made] == [1, 2]
+    reason = "NTKCL scores a new class by what it stores of it after training"
+    assert all(found.reason is not None and found.reason.startswith(reason) for found in made)
 
 
 def test_nothing_was_learned_before(tiny_backbone: MakeBackbone, tiny_stream: TaskStream) -> None:

@@ -94,7 +94,8 @@ class NTKCL(Method):
             map that starts at a saddle and never trains, which leaves static prompts. Nowhere has the last block
             prompts: nothing would look at them.
         fusion: ``"linear"`` starts V at zero; ``"released"`` starts V at random and drops heads; ``"sum"`` has no V.
-            Queries and keys of the released attention act on a sequence of length one and do nothing.
+            Queries and keys of the released attention act on a sequence of length one and do nothing; ``"attention"``
+            gives them the sections of both views to look at.
         ema: ``"mean"`` over tasks, ``"decay"`` with ``ema_decay`` (0 is the last task), ``"off"``: no such section.
             One copy is kept: with more, the released schedule updates the wrong one or divides by zero.
         ema_after_last: released skips the last update, so that the last prototypes differ in kind from the others.

@@ -10,7 +10,7 @@ from tangentcl.errors import ConfigError, nearest
 
 Branches = Literal["both", "channel", "patch", "joint"]
 Prompts = Literal["auto", "linear", "dct", "attention", "static"]
-FusionKind = Literal["linear", "released", "sum"]
+FusionKind = Literal["linear", "attention", "released", "sum"]
 EmaKind = Literal["mean", "decay", "off"]
 Loss = Literal["cross_entropy", "squared"]
 Dissimilarity = Literal["supcon_proto", "released", "off"]

@@ -13,10 +13,10 @@ from tangentcl.errors import ConfigError, ModelError, nearest
 from tangentcl.nn.backbone import Backbone, BackboneCard, Batch
 from tangentcl.nn.blocks import Transformer
 from tangentcl.nn.ema_bank import EmaBank
-from tangentcl.nn.fusion import OTHER, OWN, Fusion
+from tangentcl.nn.fusion import OTHER, OWN, Fusion, SectionAttention
 from tangentcl.nn.trunks import Stem, stacked, stem, trunk
 
-FUSIONS = ("linear", "released", "sum")
+FUSIONS = ("linear", "attention", "released", "sum")
 Ema = Literal["mean", "decay", "off"]
 STACK_TOKENS = 512  # batch times tokens up to which branches share a pass; see benchmarks/ntk_cl.py
 
@@ -55,7 +55,8 @@ class TwoBranches(nn.Module):
         ptm_section: whether the pre-trained feature is a section.
         fuse_ptm: whether the fusion's map acts on that section too. It then moves, so it is left out by default.
         ema, ema_decay, frozen_dropout: see `EmaBank`.
-        fusion: ``"linear"`` or ``"released"`` (see `Fusion`), ``"sum"`` (c + 0.1 p, nothing learned).
+        fusion: ``"linear"`` or ``"released"`` (see `Fusion`), ``"attention"`` (see `SectionAttention`), ``"sum"``
+            (c + 0.1 p, nothing learned).
         head_dropout: of ``fusion="released"``.
 
     Shapes: a batch -> the fused feature ``[B, S d]``; `views` gives all three.
@@ -101,7 +102,11 @@ class TwoBranches(nn.Module):
         learned = fusion != "sum" and len(self.branches) == 2
         dropped = head_dropout if released else 0.0
         width = self.width - (0 if fuse_ptm or not ptm_section else backbone.width)
-        self.fusion = Fusion(width, from_zero=not released, head_dropout=dropped) if learned else None
+        self.fusion: nn.Module | None = None
+        if learned and fusion == "attention":
+            self.fusion = SectionAttention(backbone.width, heads=model.blocks[-1].heads)
+        elif learned:
+            self.fusion = Fusion(width, from_zero=not released, head_dropout=dropped)
 
     @property
     def card(self) -> BackboneCard:

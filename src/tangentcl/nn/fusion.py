@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from tangentcl.nn.blocks import attention
 
 OWN, OTHER, MIXED = 1.0, 0.1, 0.5  # shares of the channel feature, the patch feature and V(channel)
 
@@ -45,3 +48,38 @@ class Fusion(nn.Module):
             width = -(-value.shape[1] // self.HEADS)
             value = value * kept.expand(-1, -1, width).flatten(1)[:, : value.shape[1]]
         return OWN * channel + OTHER * patch + MIXED * value
+
+
+class SectionAttention(nn.Module):
+    r"""``c + 0.1 p + 0.5 a`` where a attends to something: to the sections of both views, one token each.
+
+    What the release's cross-attention is for, with a sequence that is longer than one. Every section of the channel
+    view asks, all 2 S sections of the two views are looked at: :math:`a_s = \mathrm{softmax}(Q c_s K^\top / \sqrt e)
+    V`, with maps d x d that all sections share. V starts at zero, so that the fused feature starts as c + 0.1 p.
+
+    Args:
+        width: d of a section. heads: of the attention; divides d.
+
+    Shapes: ``[B, S d]``, ``[B, S d]`` -> ``[B, S d]``.
+
+    >>> fusion = SectionAttention(4, heads=2)
+    >>> fusion(torch.ones(1, 8), torch.ones(1, 8))[0, 0].item()
+    1.100000023841858
+    """
+
+    def __init__(self, width: int, *, heads: int = 1) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def forward(self, channel: Tensor, patch: Tensor) -> Tensor:
+        asking = channel.unflatten(1, (-1, self.width))  # [B, S, d]
+        seen = torch.cat([asking, patch.unflatten(1, (-1, self.width))], dim=1)  # [B, 2 S, d]
+        q, k, v = (self._split(f(x)) for f, x in ((self.query, asking), (self.key, seen), (self.value, seen)))
+        mixed = attention(q, k, v).transpose(1, 2).flatten(1)  # [B, S d]
+        return OWN * channel + OTHER * patch + MIXED * mixed
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, heads, N, e]

@@ -199,6 +199,12 @@ def _outlook(
     stage: Stage, chosen: OldSamples, tasks: Sequence[Task], options: ForecastOptions, per_task: bool
 ) -> tuple[Forecast, Outlook]:
     seen = stage.task.n_seen - len(stage.task.new_classes)
+    outputs = _scores(stage, chosen.samples)
+    if bool(torch.isneginf(outputs[:, seen:]).all(dim=0).any()):
+        raise ConfigError(
+            f"{type(stage.method).__name__} scores a new class by what it stores of it after training, so its outputs "
+            "do not follow from the steps of the recipe. The theory report says how far old classes move."
+        )
     forecast = forecast_forgetting(
         stage.method,
         chosen.samples,
@@ -209,7 +215,6 @@ def _outlook(
         refine=options.refine,
         batch_size=min(BATCH, stage.plan.eval_batch_size),
     )
-    outputs = _scores(stage, chosen.samples)
     notes = (*recipe_notes(stage.plan), *_differing(forecast, outputs, stage.plan))
     if notes:
         forecast = dataclasses.replace(forecast, exact=False, notes=(*forecast.notes, *notes))
