@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tangentcl.nn.frozen_linear import FrozenLinear
 from tangentcl.nn.hf_features import additive
 from tangentcl.nn.pooling import pool_image, pool_text
 
@@ -35,35 +36,49 @@ class Tokens:
 
 
 class Projections(Protocol):
-    """What makes queries of some tokens, and keys and values of all: ``[B, N, d] -> [B, N, d]`` each."""
+    """What makes queries, keys and values of tokens: ``[B, N, d] -> [B, N, d]`` each."""
 
     def query(self, x: Tensor) -> Tensor: ...
 
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
+    def all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 
-@dataclass(frozen=True)
+    def weights(self, device_type: str) -> tuple[Tensor, Tensor | None] | None:
+        """Weight ``[3 d, d]`` and bias ``[3 d]`` of queries, keys and values, or None where they are not frozen."""
+        ...
+
+
 class SeparateProjections:
-    """Three linear layers."""
+    """Three linear layers, computed as one where they are frozen."""
 
-    q: nn.Module
-    k: nn.Module
-    v: nn.Module
+    def __init__(self, q: nn.Module, k: nn.Module, v: nn.Module) -> None:
+        self._query, self._key_value, self._all = FrozenLinear([q]), FrozenLinear([k, v]), FrozenLinear([q, k, v])
 
     def query(self, x: Tensor) -> Tensor:
         """``[B, N, d] -> [B, N, d]``."""
-        return self.q(x)
+        return self._query(x)[0]
 
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, N, d]`` -> keys and values, ``[B, N, d]`` each."""
-        return self.k(x), self.v(x)
+        k, v = self._key_value(x)
+        return k, v
+
+    def all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, N, d]`` -> queries, keys and values, ``[B, N, d]`` each."""
+        q, k, v = self._all(x)
+        return q, k, v
+
+    def weights(self, device_type: str) -> tuple[Tensor, Tensor | None] | None:
+        """See `Projections`."""
+        return self._all.weights(device_type)
 
 
-@dataclass(frozen=True)
 class JoinedProjection:
     """One linear layer of 3 d outputs: queries, keys, values (timm)."""
 
-    qkv: nn.Linear
+    def __init__(self, qkv: nn.Linear) -> None:
+        self.qkv, self._all = qkv, FrozenLinear([qkv])
 
     def query(self, x: Tensor) -> Tensor:
         """``[B, N, d] -> [B, N, d]``."""
@@ -75,6 +90,15 @@ class JoinedProjection:
         d = self.qkv.out_features // 3
         both = F.linear(x, self.qkv.weight[d:], None if self.qkv.bias is None else self.qkv.bias[d:])
         return both[..., :d], both[..., d:]
+
+    def all(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``[B, N, d]`` -> queries, keys and values, ``[B, N, d]`` each."""
+        q, k, v = self._all(x)[0].chunk(3, dim=-1)
+        return q, k, v
+
+    def weights(self, device_type: str) -> tuple[Tensor, Tensor | None] | None:
+        """See `Projections`."""
+        return self._all.weights(device_type)
 
 
 @dataclass(frozen=True)
@@ -105,6 +129,12 @@ class TransformerBlock:
     scale2: nn.Module = field(default_factory=nn.Identity)
     q_norm: nn.Module = field(default_factory=nn.Identity)
     k_norm: nn.Module = field(default_factory=nn.Identity)
+    _output: FrozenLinear = field(init=False, repr=False)
+    _mlp: tuple[FrozenLinear, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_output", FrozenLinear([self.output]))
+        object.__setattr__(self, "_mlp", tuple(FrozenLinear([layer]) for layer in self.mlp))
 
     def attend(self, x: Tensor, mask: Tensor | None = None, n_read: int | None = None) -> Tensor:
         """The attention sub-layer: ``[B, N, d] -> [B, n_read, d]``.
@@ -115,12 +145,23 @@ class TransformerBlock:
             n_read: only the first ``n_read`` tokens are computed; all are looked at. None for all.
         """
         looked_at = self.norm1(x) if self.pre_norm else x
-        kept, asking = (x, looked_at) if n_read is None else (x[:, :n_read], looked_at[:, :n_read])
-        keys, values = self.projections.key_value(looked_at)
-        q = self.q_norm(self._heads(self.projections.query(asking)))  # [B, heads, n_read, d / heads]
-        mixed = attention(q, self.k_norm(self._heads(keys)), self._heads(values), mask)
-        update = self.scale1(self.output(mixed.transpose(1, 2).flatten(2)))  # [B, n_read, d]
+        kept = x if n_read is None else x[:, :n_read]
+        update = self.scale1(self._output(self._mixed(looked_at, mask, n_read))[0])  # [B, n_read, d]
         return kept + update if self.pre_norm else self.norm1(kept + update)
+
+    def _mixed(self, x: Tensor, mask: Tensor | None, n_read: int | None) -> Tensor:
+        """What the heads see, side by side: ``[B, N, d] -> [B, n_read, d]``."""
+        if n_read is None:
+            queries, keys, values = self.projections.all(x)
+        else:
+            weights = self.projections.weights(x.device.type)
+            few = n_read * self.heads * 4 <= x.shape[-1] and x.shape[1] > self.heads
+            if few and weights is not None and isinstance(self.k_norm, nn.Identity):
+                q = self.q_norm(self._heads(self.projections.query(x[:, :n_read])))
+                return attention_of_few(x, q, *weights, mask)
+            queries, (keys, values) = self.projections.query(x[:, :n_read]), self.projections.key_value(x)
+        q, k = self.q_norm(self._heads(queries)), self.k_norm(self._heads(keys))  # [B, heads, n_read or N, d / heads]
+        return attention(q, k, self._heads(values), mask).transpose(1, 2).flatten(2)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -128,8 +169,8 @@ class TransformerBlock:
     def update(self, x: Tensor) -> Tensor:
         """What the MLP sub-layer adds to tokens, ``[B, N, d] -> [B, N, d]``."""
         h = self.norm2(x) if self.pre_norm else x
-        for layer in self.mlp:
-            h = layer(h)
+        for layer in self._mlp:
+            (h,) = layer(h)
         return self.scale2(h)
 
     def add(self, x: Tensor | None, update: Tensor) -> Tensor:
@@ -144,7 +185,9 @@ class TransformerBlock:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention (Vaswani et al. 2017, equation 1), by the fused kernel where there are many tokens.
+    """Softmax attention (Vaswani et al. 2017, equation 1), by the fused kernel where that is faster.
+
+    On a CPU it is slower with few tokens, and in bf16, where its gradient takes three times as long.
 
     Args:
         q: ``[B, heads, M, e]``. k, v: ``[B, heads, N, e]``.
@@ -155,10 +198,46 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     tensor([1., 1.])
     """
     bias = None if mask is None else additive(mask, q.dtype)  # [B, 1, 1, N]
-    if k.shape[-2] >= FUSED_FROM:
+    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if k.shape[-2] >= FUSED_FROM and not slow:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)  # [B, heads, M, N]
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
+    b, heads, _, e = q.shape
+    added = q.new_zeros(()) if bias is None else bias.expand(b, heads, 1, -1).flatten(0, 1)  # [B heads, 1, N]
+    q, k, v = q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+    scores = torch.baddbmm(added, q, k.transpose(1, 2), beta=0 if bias is None else 1, alpha=e**-0.5)
+    return (scores.softmax(-1) @ v).unflatten(0, (b, heads))  # scores are [B heads, M, N]
+
+
+def attention_of_few(x: Tensor, q: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None = None) -> Tensor:
+    r"""Attention of a few queries without keys and values of all tokens, ``[B, M, d]``.
+
+    A head's score is :math:`q^\top (W_k x + b_k) = (W_k^\top q)^\top x + q^\top b_k`, where the last term is the same
+    for all tokens and drops out of the softmax; and with weights p that sum to one
+    :math:`\sum_n p_n (W_v x_n + b_v) = W_v \sum_n p_n x_n + b_v`. So the tokens are met with M heads vectors of length
+    d in place of 2 d.
+
+    Args:
+        x: tokens that are looked at, ``[B, N, d]``.
+        q: ``[B, heads, M, e]``.
+        weight, bias: of queries, keys and values, ``[3 d, d]`` and ``[3 d]``.
+        mask: 1 for tokens that may be looked at, ``[B, N]``.
+
+    >>> x, w = torch.randn(2, 5, 4), torch.randn(12, 4)
+    >>> q, k, v = (t.unflatten(-1, (2, 2)).transpose(1, 2) for t in (x @ w.T).chunk(3, dim=-1))
+    >>> whole = attention(q[:, :, :1], k, v).transpose(1, 2).flatten(2)
+    >>> bool(torch.allclose(attention_of_few(x, q[:, :, :1], w, None), whole, atol=1e-5))
+    True
+    """
+    b, heads, m, e = q.shape
+    _, w_k, w_v = weight.unflatten(0, (3, heads, e))  # [heads, e, d]
+    asked = (q * e**-0.5).transpose(0, 1).flatten(1, 2) @ w_k  # [heads, B M, d]
+    asked = asked.unflatten(1, (b, m)).transpose(0, 1).flatten(1, 2)  # [B, heads M, d]
+    scores = asked @ x.to(asked.dtype).transpose(1, 2)  # [B, heads M, N]
+    scores = scores if mask is None else scores + additive(mask, scores.dtype)[:, 0]
+    seen = (scores.softmax(-1) @ x.to(asked.dtype)).unflatten(1, (heads, m))  # [B, heads, M, d]
+    values = seen.transpose(0, 1).flatten(1, 2) @ w_v.transpose(1, 2)  # [heads, B M, e]
+    found = values.unflatten(1, (b, m)).permute(1, 2, 0, 3).flatten(2)  # [B, M, d]
+    return found if bias is None else found + bias.chunk(3)[2]
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class PatchPrompts(nn.Module, ABC):
         return self.norm(self.mixed(x, tokens))
 
 
+def _mixtures(weight: Tensor, x: Tensor) -> Tensor:
+    """``[P, N], [B, N, d] -> [B, P, d]``; as a batch of products, since ``weight @ x`` copies x transposed."""
+    return torch.bmm(weight.to(x.dtype).expand(len(x), -1, -1), x)
+
+
 class LinearPrompts(PatchPrompts):
     """One weight for each prompt and token, ``[P, N]``: the token map of the paper, for one number of tokens.
 
@@ -66,7 +71,7 @@ class LinearPrompts(PatchPrompts):
                 f"these prompts were made for {self.weight.shape[1]} tokens, the batch has {x.shape[1]}. "
                 "Try prompts='dct' or prompts='attention', which take any number."
             )
-        return self.weight @ (x if tokens.mask is None else x * tokens.mask[..., None])
+        return _mixtures(self.weight, x if tokens.mask is None else x * tokens.mask[..., None])
 
 
 class DctPrompts(PatchPrompts):
@@ -93,7 +98,7 @@ class DctPrompts(PatchPrompts):
     def mixed(self, x: Tensor, tokens: Tokens) -> Tensor:
         """``W x`` with weights drawn for this number of tokens; padding has none."""
         if tokens.grid is not None:
-            return self._weights_on(tokens.grid, x) @ x
+            return _mixtures(self._weights_on(tokens.grid, x), x)
         mask = x.new_ones(x.shape[:2]) if tokens.mask is None else tokens.mask.to(x.dtype)
         length = mask.sum(1, keepdim=True).clamp(min=1)  # [B, 1]
         place = (mask.cumsum(1) - 0.5) / length  # (i + 1/2) / N of the i-th real token [B, N]

@@ -94,7 +94,10 @@ def _joined(x: Tensor, r: Tensor | None) -> Tensor:
 
 
 def _parted(both: Tensor, n: int) -> tuple[Tensor, Tensor | None]:
-    return (both[:, :n], both[:, n:]) if both.shape[1] > n else (both, None)
+    if both.shape[1] <= n:  # no prompts, or only what is read
+        return both, None
+    x, r = both.split([n, both.shape[1] - n], dim=1)
+    return x, r
 
 
 class Stacked(nn.Module):
