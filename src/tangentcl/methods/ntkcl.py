@@ -341,13 +341,18 @@ class NTKCL(Method):
         return OldClasses(self._unit(prototypes), labels, centre, directions)
 
     def end_task(self, task: Task) -> None:
-        """The running mean takes in the task's weights, old class means move along, new ones are stored."""
-        before = self._features_before(task)
-        last = task.index == task.n_tasks - 1
-        bank = self.network.bank
-        if bank is not None and (self.settings.ema_after_last or not last):
-            bank.update(self.network.current)
-        features, labels = extract_features(self.network, task.train_eval)
+        """The running mean takes in the task's weights, old class means move along, new ones are stored.
+
+        Features are those of full precision even where training is not: how far they move is a small difference, and
+        rounding to bf16 is about as large.
+        """
+        with torch.autocast(self.network.device.type, enabled=False):
+            before = self._features_before(task)
+            last = task.index == task.n_tasks - 1
+            bank = self.network.bank
+            if bank is not None and (self.settings.ema_after_last or not last):
+                bank.update(self.network.current)
+            features, labels = extract_features(self.network, task.train_eval)
         if before is not None:
             self._move_means(before, features)
         self.head.means.update(features.to(self.centre.device), labels)
