@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tangentcl.data import ArrayTransform, TaskStream, class_incremental, from_arrays
+from tangentcl.data import ArrayTransform, Task, TaskStream, class_incremental, from_arrays
 from tangentcl.errors import ConfigError, ModelError
 from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.nn import Backbone, extract_features
+from tangentcl.nn.branches import FeaturesOf, TwoBranches
 from tangentcl.theory import moved_prototypes
 from tangentcl.training import Runtime, TrainingPlan, run_stream
 from tangentcl.training.stream import ignore, learn_task
@@ -30,6 +31,10 @@ def learned(method: NTKCL, stream: TaskStream, n: int) -> NTKCL:
     for task in list(stream)[:n]:
         learn_task(method, task, PLAN, Runtime(device="cpu"), ignore)
     return method
+
+
+def all_views(network: TwoBranches, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    return extract_features(FeaturesOf(network, network.all_views, network.all_width), task.train_eval)
 
 
 def stream_of(n_classes: int, **options: Any) -> TaskStream:
@@ -78,27 +83,33 @@ def test_the_state_grows_by_class_rows_only(tiny_blocks: Make) -> None:
     assert [n for _, n in sizes] == list(range(2, 41, 2))
 
 
-def test_prototypes_are_class_means_of_the_fused_feature(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
-    method = learned(small(tiny_blocks()), tiny_stream, 1)
-    features, labels = extract_features(method.network, tiny_stream[0].train_eval)
-    for c in (0, 1):
-        expected = features[labels == c].mean(0)
-        torch.testing.assert_close(method.head.means.prototypes[c].float(), expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("scored", ["all", "fused"])
+def test_scores_are_cosines_to_class_means_of_the_views(
+    tiny_blocks: Make, tiny_stream: TaskStream, scored: str
+) -> None:
+    method = learned(small(tiny_blocks(), scored_views=scored), tiny_stream, 1)
+    samples, d = tiny_stream[0].train_eval, method.network.backbone.width
+    x, y = next(samples.batches(len(samples)))
+    test, _ = next(tiny_stream[0].test.batches(5))
     method.eval()
-    x, _ = next(tiny_stream[0].test.batches(5))
-    z, d = method.network(x), method.network.backbone.width
-    mu = method.head.means.prototypes.float()
-    sections = (slice(d), slice(d, 2 * d), slice(2 * d, None))
-    cosines = [F.cosine_similarity(z[:, None, s], mu[None, :, s], dim=2) for s in sections]
-    expected = sum(m * cosine for m, cosine in zip((1.0, 0.3, 0.1), cosines))
-    torch.testing.assert_close(method.predict(x), expected, rtol=1e-5, atol=1e-6)
+    chosen = ("fused", "channel", "patch") if scored == "all" else ("fused",)
+    with torch.no_grad():
+        known, new = method.network.views(x).named(), method.network.views(test).named()
+    parts = []
+    for name in chosen:
+        mu = torch.stack([known[name][y == c].mean(0) for c in (0, 1)])
+        for m, s in ((1.0, slice(d)), (0.3, slice(d, 2 * d)), (0.1, slice(2 * d, None))):
+            parts.append(m * F.cosine_similarity(new[name][:, None, s], mu[None, :, s], dim=2))
+    expected = torch.stack(parts).sum(0) / len(chosen)
+    torch.testing.assert_close(method.predict(test), expected, rtol=1e-5, atol=1e-6)
+    assert method.head.means.width == (7 if scored == "all" else 3) * d
 
 
 def test_old_class_means_follow_the_modules_behind_them(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
     errors = {}
     for compensation in ("off", "mean", "ridge"):
         method = learned(small(tiny_blocks(), compensation=compensation), tiny_stream, 2)
-        features, labels = extract_features(method.network, tiny_stream[0].train_eval)
+        features, labels = all_views(method.network, tiny_stream[0])
         true = torch.stack([features[labels == c].mean(0) for c in (0, 1)])
         stored = method.head.means.prototypes[:2].float()
         errors[compensation] = float((stored - true).norm())
@@ -114,12 +125,26 @@ def test_the_movement_is_told_from_the_weights_that_training_started_from(
     method = learned(small(tiny_blocks()), tiny_stream, 1)
     old, start = method.head.means.prototypes.clone(), copy.deepcopy(method.network)
     learn_task(method, tiny_stream[1], PLAN, Runtime(device="cpu"), ignore)
-    before, after = (extract_features(n, tiny_stream[1].train_eval)[0] for n in (start, method.network))
-    expected = moved_prototypes(old, before, after, sections=3)
+    before, after = (all_views(network, tiny_stream[1])[0] for network in (start, method.network))
+    expected = moved_prototypes(old, before, after, sections=7)
     torch.testing.assert_close(method.head.means.prototypes[:2], expected, rtol=1e-6, atol=1e-8)
     held = dict(method.previous.named_buffers())
     for name, p in method.network.anchored().items():
         assert torch.equal(held[name.replace(".", "__")], p)
+
+
+def test_class_means_move_in_full_precision(tiny_blocks: Make, tiny_stream: TaskStream) -> None:
+    full = learned(small(tiny_blocks()), tiny_stream, 1)
+    full.begin_task(tiny_stream[1])
+    with torch.no_grad():
+        for p in full.network.anchored().values():
+            p.add_(0.02 * torch.randn_like(p))
+    half = copy.deepcopy(full)
+    full.end_task(tiny_stream[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        half.end_task(tiny_stream[1])
+    assert torch.equal(half.head.means.prototypes, full.head.means.prototypes)
+    assert torch.equal(half.centre, full.centre)
 
 
 def test_cached_views_of_a_fixed_transform_train_to_the_same_weights(
@@ -180,8 +205,8 @@ def test_every_term_is_its_formula(tiny_blocks: Make, tiny_stream: TaskStream, s
     for name, view in trained.items():
         logits = scale * F.cosine_similarity(view[:, None], proxies[None], dim=2)
         torch.testing.assert_close(terms[f"cross_entropy_{name}"], F.cross_entropy(logits, y - 2), rtol=1e-4, atol=1e-6)
-    centre = method.centre[skipped:]
-    old = method.head.means.prototypes[:2, skipped:].float() - centre
+    centre = method.centre[skipped:48]
+    old = method.head.means.prototypes[:2, skipped:48].float() - centre
     q = torch.linalg.qr(old.T)[0][:, :1]  # two centred classes of one size lie on one line
     energies = [(F.normalize(view - centre, dim=1) @ q).square().sum(1).mean() for view in trained.values()]
     torch.testing.assert_close(terms["orthogonality"], 0.1 * torch.stack(energies).mean(), rtol=1e-3, atol=1e-5)

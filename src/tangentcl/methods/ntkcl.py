@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tangentcl.data import Samples, Task
-from tangentcl.errors import ConfigError, ModelError
+from tangentcl.errors import ModelError
 from tangentcl.losses import (
     cross_kernel_energy,
-    old_basis,
     projected_energy,
-    released_direction,
     released_dissimilarity,
     released_orthogonality,
     supcon_with_prototypes,
 )
 from tangentcl.methods.method import Batch, Method, require_backbone
 from tangentcl.methods.ntkcl_network import make_network
+from tangentcl.methods.ntkcl_old import OldClasses, describe_old
 from tangentcl.methods.ntkcl_settings import (
     AnchorKind,
     Branches,
@@ -33,32 +30,17 @@ from tangentcl.methods.ntkcl_settings import (
     Orthogonality,
     Preset,
     Prompts,
+    ScoredViews,
     TrainedSections,
     preset_settings,
 )
 from tangentcl.nn import Backbone, extract_features
 from tangentcl.nn.anchors import Anchors
+from tangentcl.nn.branches import FeaturesOf
 from tangentcl.nn.proxies import CosineProxies
 from tangentcl.nn.sections import SectionPrototypes, section_unit
 from tangentcl.nn.view_bank import unpacked, view_bank
 from tangentcl.theory import moved_prototypes
-
-
-@dataclass(frozen=True)
-class OldClasses:
-    """What the losses need of earlier tasks; constant during a task.
-
-    Attributes:
-        unit: prototypes as the losses see them, rows of length one ``[M, D]``. labels: theirs ``[M]``.
-        centre: taken from features before they are compared with the old space, ``[D]``.
-        directions: for "projected_energy" the basis ``[D, k]``, for "cross_kernel" the unit rows ``[M, D]`` after
-            centring, for "released" the vector r ``[D]``.
-    """
-
-    unit: Tensor
-    labels: Tensor
-    centre: Tensor
-    directions: Tensor
 
 
 class NTKCL(Method):
@@ -73,7 +55,7 @@ class NTKCL(Method):
         + \eta L_{dis} + \upsilon L_{orth} + \kappa \sum_j \|\theta_j - \theta_j^{prev}\|^2,
 
     with proxies w for the task's own classes only, thrown away after it. Then the running mean takes in the new
-    weights, and the class means of m are stored. A sample's score is :math:`\sum_s m_s \cos(m_s(x), \mu_{c,s})` over
+    weights, and class means are stored. A sample's score of a view z is :math:`\sum_s m_s \cos(z_s(x), \mu_{c,s})` over
     the sections s = [pre-trained | running mean | current] with weights [1, 0.3, 0.1]. The state grows by class rows
     only, and tasks may differ in size. Source: Liu et al., "Parameter-Efficient Fine-Tuning for Continual Learning: A
     Neural Tangent Kernel Perspective", arXiv 2407.17120; the formulas are read from its released code.
@@ -103,6 +85,8 @@ class NTKCL(Method):
         ptm_section: add the pre-trained feature as a section; the paper does for five of its nine data sets. The
             fusion's map leaves it out, so that it never moves; released mixes it with the others.
         section_weights: m of the sections that there are, 1, 0.3 and 0.1 by default.
+        scored_views: ``"all"`` predicts by the mean of the three views' scores: they are there, and err apart.
+            ``"fused"`` by m alone, as released.
         section_norm_train: compare section by section in training too. Released normalises the whole feature in
             training and sections at test.
         loss: ``"cross_entropy"``, or ``"squared"`` (half the squared error to one-hot labels).
@@ -155,6 +139,7 @@ class NTKCL(Method):
         frozen_dropout: bool | None = None,
         ptm_section: bool | None = None,
         section_weights: tuple[float, ...] | None = None,
+        scored_views: ScoredViews | None = None,
         trained_sections: TrainedSections | None = None,
         section_norm_train: bool | None = None,
         compensation: Compensation | None = None,
@@ -184,6 +169,7 @@ class NTKCL(Method):
             frozen_dropout=frozen_dropout,
             ptm_section=ptm_section,
             section_weights=section_weights,
+            scored_views=scored_views,
             trained_sections=trained_sections,
             section_norm_train=section_norm_train,
             compensation=compensation,
@@ -206,27 +192,27 @@ class NTKCL(Method):
         self.network = make_network(
             require_backbone(backbone), chosen, rank=rank, dropout=adapter_dropout, n_prompts=n_prompts, modes=modes
         )
-        self.head = SectionPrototypes(self.network.width, self._section_weights())
+        width = self.network.all_width if self._reads_all else self.network.width
+        self.head = SectionPrototypes(width, chosen.weights(len(self.network.branches) + 1 if self._reads_all else 1))
         self.proxies: CosineProxies | None = None
         self.previous = Anchors(self.network.anchored())  # where the last task ended
         self.reference = Anchors(self._anchored()) if chosen.anchor in ("ema", "initial") else None
-        self.register_buffer("centre", torch.zeros(self.network.width))
+        self.register_buffer("centre", torch.zeros(width))
         self._known, self._n_samples, self._view_seed = 0, 0, 0
         self._old: OldClasses | None = None
         self.register_load_state_dict_post_hook(_forget_old)
 
     centre: Tensor
 
-    def _section_weights(self) -> tuple[float, ...]:
-        chosen = self.settings
-        default = (*((1.0,) if chosen.ptm_section else ()), *(() if chosen.ema == "off" else (0.3,)), 0.1)
-        weights = default if chosen.section_weights is None else tuple(chosen.section_weights)
-        if len(weights) != len(default):
-            raise ConfigError(
-                f"section_weights need one number for each of the {len(default)} sections [pre-trained | running mean "
-                f"| current] that these settings have, got {list(weights)}"
-            )
-        return weights
+    @property
+    def _reads_all(self) -> bool:
+        return self.settings.scored_views == "all" and len(self.network.branches) == 2
+
+    def _features(self, task: Task) -> tuple[Tensor, Tensor]:
+        """What class means are taken of, ``[n, D]``, and labels, of the task's samples without augmentation."""
+        network = self.network
+        reader = FeaturesOf(network, network.all_views, network.all_width) if self._reads_all else network
+        return extract_features(reader, task.train_eval)
 
     @property
     def _untrained(self) -> int:
@@ -297,7 +283,7 @@ class NTKCL(Method):
     def _unit(self, view: Tensor) -> Tensor:
         """Rows of length one, as the losses compare them."""
         if self.settings.section_norm_train:
-            return section_unit(view, self.head.weights[-(view.shape[1] // self.network.backbone.width) :])
+            return section_unit(view, self.settings.weights(1)[-(view.shape[1] // self.network.backbone.width) :])
         return F.normalize(view, dim=1)
 
     def _fit(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -327,18 +313,11 @@ class NTKCL(Method):
         return self._old
 
     def _describe_old(self) -> OldClasses:
-        kind, counts = self.settings.orthogonality, self.head.means.counts[: self._known]
-        labels = counts.nonzero().flatten()  # [M]
-        prototypes = self.head.means.prototypes[labels, self._untrained :].float()  # [M, D']
-        centre = self.centre[self._untrained :] * float(self.settings.centre_prototypes)
-        directions = prototypes.new_zeros(len(centre), 0)
-        if kind == "released":
-            directions = released_direction(prototypes, self.head.means.n_outputs)
-        elif kind == "projected_energy":
-            directions = old_basis(self._unit(prototypes - centre), energy=self.settings.orthogonality_energy)
-        elif kind == "cross_kernel":
-            directions = self._unit(prototypes - centre)
-        return OldClasses(self._unit(prototypes), labels, centre, directions)
+        labels = self.head.means.counts[: self._known].nonzero().flatten()  # [M]
+        seen = slice(self._untrained, self.network.width)  # of the fused view
+        prototypes = self.head.means.prototypes[labels, seen].float()  # [M, D']
+        n_outputs = self.head.means.n_outputs
+        return describe_old(prototypes, labels, self.centre[seen], self.settings, unit=self._unit, n_outputs=n_outputs)
 
     def end_task(self, task: Task) -> None:
         """The running mean takes in the task's weights, old class means move along, new ones are stored.
@@ -352,7 +331,7 @@ class NTKCL(Method):
             bank = self.network.bank
             if bank is not None and (self.settings.ema_after_last or not last):
                 bank.update(self.network.current)
-            features, labels = extract_features(self.network, task.train_eval)
+            features, labels = self._features(task)
         if before is not None:
             self._move_means(before, features)
         self.head.means.update(features.to(self.centre.device), labels)
@@ -367,13 +346,13 @@ class NTKCL(Method):
         if self.settings.compensation == "off" or not bool(self.head.means.counts.any()):
             return None
         with self.previous.in_place_of(self.network.anchored()):
-            return extract_features(self.network, task.train_eval)[0]
+            return self._features(task)[0]
 
     def _move_means(self, before: Tensor, after: Tensor) -> None:
         old = torch.cat([self.head.means.prototypes, self.centre[None]])  # [C + 1, D]
         movement = self.settings.compensation
         assert movement != "off"
-        moved = moved_prototypes(old, before, after, movement=movement, sections=self.network.n_sections)
+        moved = moved_prototypes(old, before, after, movement=movement, sections=len(self.head.weights))
         self.head.means.move(moved[:-1])
         self.centre.copy_(moved[-1])
 
@@ -386,7 +365,7 @@ class NTKCL(Method):
 
     def predict(self, x: Batch) -> Tensor:
         """Weighted cosines to the prototypes of all classes seen so far, ``[B, n_seen]``."""
-        return self.head(self.network(x))
+        return self.head(self.network.all_views(x) if self._reads_all else self.network(x))
 
     def feature_views(self, x: Batch) -> dict[str, Tensor]:
         """The features of a sample that the losses are taken of, ``[B, D]`` each, for the theory report."""

@@ -17,6 +17,7 @@ Dissimilarity = Literal["supcon_proto", "released", "off"]
 Orthogonality = Literal["projected_energy", "cross_kernel", "released", "off"]
 AnchorKind = Literal["previous", "ema", "initial", "off"]
 Compensation = Literal["ridge", "mean", "off"]
+ScoredViews = Literal["all", "fused"]
 TrainedSections = Literal["all", "adapted", "current"]
 Preset = Literal["intended", "released", "theory"]
 
@@ -34,6 +35,7 @@ class NTKCLSettings:
     frozen_dropout: bool = False
     ptm_section: bool = True
     section_weights: tuple[float, ...] | None = None
+    scored_views: ScoredViews = "all"
     compensation: Compensation = "ridge"
     first_block: int = 0
     cached_views: int = 0
@@ -71,6 +73,25 @@ class NTKCLSettings:
         if not 0 < self.orthogonality_energy <= 1:
             raise ConfigError(f"orthogonality_energy must be in (0, 1], got {self.orthogonality_energy!r}")
 
+    def weights(self, n_views: int = 1) -> tuple[float, ...]:
+        """Weights of the sections of one view, or of several side by side, which share the pre-trained section.
+
+        Raises:
+            ConfigError: ``section_weights`` of another number.
+
+        >>> NTKCLSettings().weights(), NTKCLSettings(ptm_section=False).weights(2)
+        ((1.0, 0.3, 0.1), (0.15, 0.05, 0.15, 0.05))
+        """
+        default = (*((1.0,) if self.ptm_section else ()), *(() if self.ema == "off" else (0.3,)), 0.1)
+        chosen = default if self.section_weights is None else tuple(self.section_weights)
+        if len(chosen) != len(default):
+            raise ConfigError(
+                f"section_weights need one number for each of the {len(default)} sections [pre-trained | running mean "
+                f"| current] that these settings have, got {list(chosen)}"
+            )
+        shared, own = chosen[: int(self.ptm_section)], chosen[int(self.ptm_section) :]
+        return shared + tuple(weight / n_views for weight in own) * n_views
+
     def changed(self, **switches: Any) -> NTKCLSettings:
         """The same settings but for the switches that are not None.
 
@@ -88,6 +109,7 @@ PRESETS: dict[str, NTKCLSettings] = {
         ema_after_last=False,
         frozen_dropout=True,
         ptm_section=False,
+        scored_views="fused",
         trained_sections="all",
         compensation="off",
         proxy_scale=1.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,10 @@ class Views:
         """The views that exist, by name."""
         views = {"channel": self.channel, "patch": self.patch, "fused": self.fused}
         return {name: view for name, view in views.items() if view is not None}
+
+
+def _in_order(views: Views) -> list[Tensor]:
+    return [view for view in (views.fused, views.channel, views.patch) if view is not None]
 
 
 class TwoBranches(nn.Module):
@@ -141,6 +145,20 @@ class TwoBranches(nn.Module):
     def forward(self, x: Batch) -> Tensor:
         return self.views(x).fused
 
+    @property
+    def all_width(self) -> int:
+        """Numbers of `all_views`."""
+        own = self.width - self.backbone.width * int(self.ptm_section)  # of one view, without what they share
+        return self.width + (2 * own if len(self.branches) == 2 else 0)
+
+    def all_views(self, x: Batch) -> Tensor:
+        """The fused view, then the sections of the channel and of the patch view without the pre-trained one, [B, D].
+
+        With one branch it is the one view.
+        """
+        views, shared = self.views(x), self.backbone.width * int(self.ptm_section)
+        return torch.cat([view[:, 0 if view is views.fused else shared :] for view in _in_order(views)], dim=1)
+
     @torch.no_grad()
     def frozen(self, x: Batch, *, ptm: bool = True) -> Tensor:
         """Features that do not change during a task, ``[B, n_frozen d]``: pre-trained, then the running means'."""
@@ -198,6 +216,22 @@ class TwoBranches(nn.Module):
         c, p = channel[:, kept:], patch[:, kept:]
         fused = OWN * c + OTHER * p if self.fusion is None else self.fusion(c, p)
         return Views(torch.cat([channel[:, :kept], fused], dim=1), channel, patch)
+
+
+class FeaturesOf:
+    """Other features of a network than its own, as `tangentcl.nn.extract_features` takes them.
+
+    Args:
+        network: whose they are. features: a batch -> ``[B, width]``. width: of them.
+    """
+
+    def __init__(self, network: TwoBranches, features: Callable[[Batch], Tensor], width: int) -> None:
+        self.features, self.width = features, width
+        self.card, self.device = network.card, network.device
+        self.modules, self.eval = network.modules, network.eval
+
+    def __call__(self, x: Batch) -> Tensor:
+        return self.features(x)
 
 
 NAMES = {"channel": "adapters", "patch": "prompts"}  # keywords of `trunk`

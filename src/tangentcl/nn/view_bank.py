@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from tangentcl.data import Samples
 from tangentcl.errors import ConfigError
 from tangentcl.nn.backbone import Batch
-from tangentcl.nn.branches import TwoBranches
-from tangentcl.nn.extract import FeatureExtractor, extract_features
+from tangentcl.nn.branches import FeaturesOf, TwoBranches
+from tangentcl.nn.extract import extract_features
 
 INPUT, FROZEN = "input", "frozen"  # what a batch of a view bank holds
 
@@ -78,18 +79,6 @@ class ViewBank(Samples):
         return ViewBank(super().subset(positions), self.seed, self.features[:, chosen])
 
 
-class _Frozen:
-    """The frozen features of a network, as `extract_features` takes them."""
-
-    def __init__(self, network: TwoBranches, ptm: bool) -> None:
-        self.network, self.ptm, self.width = network, ptm, network.n_frozen(ptm=ptm) * network.backbone.width
-        self.card, self.device = network.card, network.device
-        self.modules, self.eval = network.modules, network.eval
-
-    def __call__(self, x: Batch) -> Tensor:
-        return self.network.frozen(x, ptm=self.ptm)
-
-
 def view_bank(
     network: TwoBranches, samples: Samples, n_views: int, seed: int, *, ptm: bool = True, batch_size: int = 256
 ) -> ViewBank:
@@ -110,7 +99,8 @@ def view_bank(
         raise ConfigError(f"a bank needs at least one view of a sample, got {n_views}")
     if not network.n_frozen(ptm=ptm):
         raise ConfigError("the network has no frozen branch whose features could be kept, such as a running mean's")
-    frozen = cast(FeatureExtractor, _Frozen(network, ptm))
+    width = network.n_frozen(ptm=ptm) * network.backbone.width
+    frozen = FeaturesOf(network, partial(network.frozen, ptm=ptm), width)
     features = [extract_features(frozen, FixedView(samples, seed, view), batch_size)[0] for view in range(n_views)]
     return ViewBank(samples, seed, torch.stack(features))
 

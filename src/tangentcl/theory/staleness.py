@@ -40,7 +40,8 @@ def moved_prototypes(
     the features themselves; it is known on the current samples and wanted at the class means. In its place stands
 
     - ``"ridge"``: a ridge regression of the movement on the features, :math:`\hat\mu_c = \mu_c + A^\top \mu_c + b`
-      (`tangentcl.forecast.feature_change`). Such a map commutes with means, so a class mean moves as its samples do;
+      (`tangentcl.forecast.feature_change`). Such a map commutes with means, so a class mean moves as its samples do.
+      A linear map of the drift is also what Rao et al. fit, "SLDC", AAAI 2026, arXiv 2511.09926;
     - ``"mean"``: the mean movement, :math:`\hat\mu_c = \mu_c + \frac1n \sum_i \delta_i`;
     - ``"near"``: its mean with weights :math:`w_{ic} = \exp(-\|h_i - \mu_c\|^2 / 2\sigma^2)`, so that near samples
       say more. Source: Yu et al., "Semantic Drift Compensation for Class-Incremental Learning", CVPR 2020.
