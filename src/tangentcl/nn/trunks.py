@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tangentcl.nn.blocks import Tokens, Transformer, with_prompts
@@ -71,26 +72,26 @@ def trunk(
         prompts: one for each of these blocks but the last, whose prompts nothing would look at.
     """
     n, last, tokens = start.attended.shape[1], len(model.blocks) - 1 - start.first, start.tokens
-    x, mask = start.attended, tokens.mask
-    r: Tensor | None = None  # prompts [B, P, d]
+    both, mask = start.attended, tokens.mask  # tokens [B, N, d] and, once there are any, prompts behind them
     for i, block in enumerate(model.blocks[start.first :]):
         if i > 0:
-            x, r = _parted(block.attend(_joined(x, r), mask, (model.n_read or n) if i == last else None), n)
+            both = block.attend(both, mask, (model.n_read or n) if i == last else None)
+        x, r = _parted(both, n)
         made = None  # what the MLP sees in place of r
         if prompts is not None and i < last:
             made = prompts[i](x, tokens) if r is None else prompts[i](x, tokens) + KEEP_PROMPT * r
         if i > 0:
-            update, own = _parted(block.update(_joined(x, made)), x.shape[1])
+            update = block.update(both if made is None else torch.cat([x, made], dim=1))
         else:
-            update, own = start.update, None if made is None else block.update(made)
-            mask = mask if made is None else with_prompts(mask, made.shape[1])
-        x = block.add(x, update if adapters is None else update + adapters[i](x))
-        r = None if own is None else block.add(r, own)
-    return model.read(x, tokens)
-
-
-def _joined(x: Tensor, r: Tensor | None) -> Tensor:
-    return x if r is None else torch.cat([x, r], dim=1)  # [B, N + P, d]
+            update = start.update
+        if adapters is not None:
+            added = adapters[i](x)
+            update = update + (added if r is None else F.pad(added, (0, 0, 0, r.shape[1])))
+        both = block.add(both, update)
+        if i == 0 and made is not None:
+            both = torch.cat([both, block.add(None, block.update(made))], dim=1)
+            mask = with_prompts(mask, made.shape[1])
+    return model.read(both, tokens)
 
 
 def _parted(both: Tensor, n: int) -> tuple[Tensor, Tensor | None]:
