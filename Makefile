@@ -43,6 +43,7 @@ bench: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forecast_linear
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forecast_scale
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ntk
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ntk_cl
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -5,7 +5,8 @@
 Vision Transformers of size Ti and S at 224 x 224 pixels with random weights, batches of 16, a task of 10 classes after
 90. *Naive* is `benchmarks.ntk_cl_naive`. *Exact* is the library with the same loss: before anything is timed, losses,
 terms, gradients and scores of the two are compared on weights that are nowhere zero. Then, each alone and together:
-*cached*, the features of the frozen passes known from before (``cached_views``); *bf16*, autocast. Announced variants
+*cached*, the features of the frozen passes known from before (``cached_views``) and, *with stem*, what all branches
+share (``cached_stem``); *bf16*, autocast. Announced variants
 are other methods: *half* adapts the last half of the blocks (``first_block``), *joint* has one pass for adapters and
 prompts.
 
@@ -34,11 +35,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.ntk_cl_naive import ANCHOR, NaiveNTKCL
-from tangentcl.data import ArrayTransform, TaskStream, class_incremental, from_arrays
+from tangentcl.data import ArrayTransform, Samples, Table, TaskStream, class_incremental, from_arrays
 from tangentcl.methods import NTKCL
 from tangentcl.nn import Backbone, backbone, branches
 from tangentcl.nn.fusion import Fusion
 from tangentcl.nn.hf import from_transformers
+from tangentcl.nn.stem_bank import stem_batch, stored_stems
 
 SIZES = {"tiny": (192, 3), "small": (384, 6)}
 BATCH, OLD, NEW, LR = 16, 90, 10, 0.01
@@ -227,15 +229,24 @@ def bf16() -> AbstractContextManager:
     return torch.autocast("cpu", torch.bfloat16)
 
 
+def stems(p: Problem, method: NTKCL) -> dict[str, Tensor]:
+    """What all branches share, as a bank of views stores it."""
+    positions = np.arange(len(p.images))
+    samples = Samples(Table(p.images.numpy(), p.labels.numpy(), positions), transform=ArrayTransform())
+    return stem_batch(stored_stems(method.network.model, samples, method.network.first_block, p.images.device))
+
+
 def ways(p: Problem, *, variants: bool, half_precision: bool = True) -> list[Way]:
     """The naive computation first."""
     depth = len(p.ours.network.model.blocks)
 
-    def of(name: str, method: NTKCL, *, cached: bool = False, precision: Callable = nullcontext) -> Way:
+    def of(
+        name: str, method: NTKCL, *, cached: bool = False, stem: bool = False, precision: Callable = nullcontext
+    ) -> Way:
         method.train()
-        with torch.no_grad():
+        with torch.no_grad(), precision():
             frozen = method.network.frozen(p.images) if cached else None
-        x = p.images if frozen is None else {"input": p.images, "frozen": frozen}
+            x = p.images if frozen is None else {"input": stems(p, method) if stem else p.images, "frozen": frozen}
 
         def loss() -> Tensor:
             return torch.stack(list(method.training_loss(x, p.labels + OLD).values())).sum()
@@ -251,10 +262,12 @@ def ways(p: Problem, *, variants: bool, half_precision: bool = True) -> list[Way
     steady = p.make(frozen_dropout=False)
     share_weights(p.naive, steady)
     found = [naive, of("exact", p.ours), of("cached", steady, cached=True)]
+    found += [of("cached with stem", steady, cached=True, stem=True)]
     if half_precision:
         found += [
             of("bf16", p.ours, precision=bf16),
             of("cached + bf16", steady, cached=True, precision=bf16),
+            of("cached with stem + bf16", steady, cached=True, stem=True, precision=bf16),
         ]
     if variants:
         half = p.make(frozen_dropout=False, first_block=depth // 2)
@@ -266,6 +279,12 @@ def ways(p: Problem, *, variants: bool, half_precision: bool = True) -> list[Way
             of("joint", joint),
             of("joint + cached", joint, cached=True),
             of("joint + half + cached", both, cached=True),
+        ]
+    if variants and half_precision:
+        found += [
+            of("half + cached with stem + bf16", half, cached=True, stem=True, precision=bf16),
+            of("joint + cached with stem + bf16", joint, cached=True, stem=True, precision=bf16),
+            of("joint + half + cached with stem + bf16", both, cached=True, stem=True, precision=bf16),
         ]
     return found
 
@@ -328,15 +347,16 @@ def report(size: str, repeat: int, *, variants: bool, half_precision: bool) -> N
     chosen = ways(p, variants=variants, half_precision=half_precision)
     steps = least(step_seconds, chosen, repeat)
     predictions = least(predict_seconds, [way for way in chosen if "cached" not in way.name], repeat)
-    print(f"{'':24s}{'step s':>9s}{'times':>8s}{'predict s':>12s}{'times':>8s}")
+    print(f"{'':40s}{'step s':>9s}{'times':>8s}{'predict s':>12s}{'times':>8s}")
     for way in chosen:
-        line = f"{way.name:24s}{steps[way.name]:9.2f}{steps['naive'] / steps[way.name]:8.2f}"
+        line = f"{way.name:40s}{steps[way.name]:9.2f}{steps['naive'] / steps[way.name]:8.2f}"
         if way.name in predictions:
             line += f"{predictions[way.name]:12.2f}{predictions['naive'] / predictions[way.name]:8.2f}"
         print(line)
     for kind, measured, name, goal in (
         ("step", steps, "exact", 1.15),
         ("step", steps, "cached + bf16", 3.5),
+        ("step", steps, "cached with stem + bf16", 3.5),
         ("prediction", predictions, "bf16", 2.0),
     ):
         reached = f"{measured['naive'] / measured[name]:.2f} times" if name in measured else "not measured here"

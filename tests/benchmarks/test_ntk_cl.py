@@ -40,6 +40,7 @@ def test_a_difference_would_be_found(bench) -> None:
 def test_every_way_to_compute_runs_and_is_timed(bench) -> None:
     p = bench.problem(24, 3, image_size=32, depth=4, batch=4)
     steps = bench.least(bench.step_seconds, bench.ways(p, variants=True), 1)
-    single = {"naive", "exact", "cached", "bf16", "cached + bf16"}
-    assert set(steps) == {*single, "half", "half + cached", "joint", "joint + cached", "joint + half + cached"}
+    single = {"naive", "exact", "cached", "cached with stem", "bf16", "cached + bf16", "cached with stem + bf16"}
+    both = {f"{name}{more}" for name in ("half", "joint") for more in ("", " + cached", " + cached with stem + bf16")}
+    assert set(steps) == single | both | {f"joint + half + cached{more}" for more in ("", " with stem + bf16")}
     assert all(seconds > 0 for seconds in steps.values())

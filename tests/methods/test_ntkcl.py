@@ -151,10 +151,12 @@ def test_cached_views_of_a_fixed_transform_train_to_the_same_weights(
     tiny_blocks: Make, tiny_stream: TaskStream
 ) -> None:
     weights = []
-    for views in (0, 1):
-        method = learned(small(tiny_blocks(), cached_views=views, adapter_dropout=0.0), tiny_stream, 2)
+    for views, stem in ((0, False), (1, False), (1, True)):
+        method = small(tiny_blocks(), cached_views=views, cached_stem=stem, adapter_dropout=0.0)
+        learned(method, tiny_stream, 2)
         weights.append(torch.cat([p.detach().flatten() for p in method.network.anchored().values()]))
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weights[2], weights[0], rtol=1e-4, atol=1e-6)
 
 
 def test_frozen_passes_run_once_for_each_cached_view(
@@ -290,6 +292,8 @@ def test_what_is_refused(tiny_blocks: Make, tiny_backbone: Make) -> None:
         NTKCL(tiny_blocks(), first_block=2)
     with pytest.raises(ModelError, match="one adapted block"):
         NTKCL(tiny_blocks(), first_block=1)
+    with pytest.raises(ConfigError, match="cached_stem needs fixed views"):
+        NTKCL(tiny_blocks(), cached_stem=True)
     with pytest.raises(ConfigError, match="cached_views needs frozen branches"):
         NTKCL(tiny_blocks(), preset="released", cached_views=2)
     with pytest.raises(ConfigError, match="each of the 3 sections"):

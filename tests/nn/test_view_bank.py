@@ -14,7 +14,10 @@ from tangentcl.errors import ConfigError, ModelError
 from tangentcl.nn import Backbone
 from tangentcl.nn.branches import TwoBranches
 from tangentcl.nn.channel_adapter import ChannelAdapter
+from tangentcl.nn.hf import from_transformers
 from tangentcl.nn.layouts import transformer
+from tangentcl.nn.stem_bank import StoredStem, stem_batch, stem_of
+from tangentcl.nn.trunks import stem, trunk
 from tangentcl.nn.view_bank import FixedView, unpacked, view_bank
 
 Make = Callable[[], Backbone]
@@ -93,3 +96,45 @@ def test_a_bank_refuses_what_it_cannot_do(tiny_blocks: Make) -> None:
         view_bank(network(tiny_blocks(), ema="off"), samples(), 1, 0)
     with pytest.raises(ModelError, match=r"frozen features \[B, 16\]"):
         network(tiny_blocks()).views(torch.zeros(2, 3, 4), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("first_block", [0, 1])
+def test_stems_in_the_bank_replace_the_beginning(tiny_blocks: Make, first_block: int) -> None:
+    made, data = network(tiny_blocks(), first_block=first_block, ptm_section=True), samples()
+    bank = view_bank(made, data, 2, 7, keep_stems=True, batch_size=4)
+    plain = view_bank(made, data, 2, 7)
+    made.eval()
+    rngs = [np.random.default_rng(i) for i in range(3)], [np.random.default_rng(i) for i in range(3)]
+    stored, y = bank.collate([bank.item(i, rng) for i, rng in zip((5, 1, 2), rngs[0])])
+    fresh, labels = plain.collate([plain.item(i, rng) for i, rng in zip((5, 1, 2), rngs[1])])
+    assert y.tolist() == labels.tolist()
+    mine, theirs = made.views(*unpacked(stored)), made.views(*unpacked(fresh))
+    torch.testing.assert_close(mine.fused, theirs.fused, rtol=1e-5, atol=1e-6)
+    part = bank.subset([5, 1])
+    assert part.item(1, None)[0][0] is bank.item(1, None)[0][0]
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert"])
+def test_a_stem_stands_for_images_and_for_texts_of_any_length(
+    tiny: Callable[[str], torch.nn.Module], kind: str
+) -> None:
+    features = from_transformers(tiny(kind), name=kind)
+    model = transformer(features)
+    x: Any = torch.randn(3, *features.sample_input().shape[1:]) if kind == "vit" else None
+    if kind == "bert":
+        mask = torch.tensor([[1] * 5, [1] * 3 + [0] * 2, [1] + [0] * 4])
+        x = {"input_ids": torch.arange(15).reshape(3, 5) % 7 + 1, "attention_mask": mask}
+    expected = stem(model, x, 1)
+    tokens = expected.tokens
+    lengths = [5, 3, 1] if kind == "bert" else [expected.attended.shape[1]] * 3
+    stored = [
+        StoredStem(expected.attended[i, :n], expected.update[i, :n], tokens.grid, tokens.n_prefix)
+        for i, n in enumerate(lengths)
+    ]
+    found = stem_of(stem_batch(stored), 1)
+    assert found is not None
+    assert (found.tokens.grid, found.tokens.n_prefix, found.first) == (tokens.grid, tokens.n_prefix, 1)
+    torch.testing.assert_close(trunk(model, found), trunk(model, expected), rtol=1e-5, atol=1e-6)
+    few = stem_of(stem_batch(stored[1:]), 1)
+    assert few is not None
+    torch.testing.assert_close(trunk(model, few), trunk(model, expected)[1:], rtol=1e-5, atol=1e-6)

@@ -115,6 +115,8 @@ class NTKCL(Method):
             of the pre-trained network is kept.
         cached_views: train on that many fixed random views of each sample and compute what does not train once for
             each. 0 draws a new view every time. 1 loses nothing where the transform is not random, as for texts.
+        cached_stem: keep what the branches share, too: up to the first adapted block, ``2 N d`` numbers for each view
+            and sample of the task. Worth it for few tokens or a late ``first_block``.
 
     Note:
         The release feeds pixels in [0, 1] to backbones trained on normalised ones; here the backbone's transform
@@ -145,6 +147,7 @@ class NTKCL(Method):
         compensation: Compensation | None = None,
         first_block: int | None = None,
         cached_views: int | None = None,
+        cached_stem: bool | None = None,
         loss: Loss | None = None,
         proxy_scale: float | None = None,
         dissimilarity: Dissimilarity | None = None,
@@ -175,6 +178,7 @@ class NTKCL(Method):
             compensation=compensation,
             first_block=first_block,
             cached_views=cached_views,
+            cached_stem=cached_stem,
             loss=loss,
             proxy_scale=proxy_scale,
             dissimilarity=dissimilarity,
@@ -254,7 +258,14 @@ class NTKCL(Method):
         chosen = self.settings
         if not chosen.cached_views:
             return task.train
-        return view_bank(self.network, task.train, chosen.cached_views, self._view_seed, ptm=self._trains_ptm)
+        return view_bank(
+            self.network,
+            task.train,
+            chosen.cached_views,
+            self._view_seed,
+            ptm=self._trains_ptm,
+            keep_stems=chosen.cached_stem,
+        )
 
     def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
         """``cross_entropy_channel``, ``_patch`` and ``_fused`` (or ``squared_``), ``dissimilarity``,

@@ -39,6 +39,7 @@ class NTKCLSettings:
     compensation: Compensation = "ridge"
     first_block: int = 0
     cached_views: int = 0
+    cached_stem: bool = False
     trained_sections: TrainedSections = "adapted"
     section_norm_train: bool = False
     loss: Loss = "cross_entropy"
@@ -70,6 +71,8 @@ class NTKCLSettings:
                 raise ConfigError(f"{name} must be a whole number of at least 0, got {value!r}")
         if self.cached_views and self.frozen_dropout:
             raise ConfigError("cached_views needs frozen branches that stay the same, frozen_dropout makes them random")
+        if self.cached_stem and not self.cached_views:
+            raise ConfigError("cached_stem needs fixed views to store: set cached_views to at least 1")
         if not 0 < self.orthogonality_energy <= 1:
             raise ConfigError(f"orthogonality_energy must be in (0, 1], got {self.orthogonality_energy!r}")
 

@@ -14,6 +14,7 @@ from tangentcl.nn.backbone import Backbone, BackboneCard, Batch
 from tangentcl.nn.blocks import Transformer
 from tangentcl.nn.ema_bank import EmaBank
 from tangentcl.nn.fusion import OTHER, OWN, Fusion, SectionAttention
+from tangentcl.nn.stem_bank import stem_of
 from tangentcl.nn.trunks import Stem, stacked, stem, trunk
 
 FUSIONS = ("linear", "attention", "released", "sum")
@@ -130,11 +131,12 @@ class TwoBranches(nn.Module):
         """All features of a batch.
 
         Args:
+            x: as the backbone takes it, or the stems of one (`tangentcl.nn.stem_bank`).
             frozen: what `frozen` gives for it, with the same ``ptm``, if known already.
             ptm: False leaves the pre-trained section out, and the pass that makes it.
         """
         ptm = ptm and self.ptm_section
-        start = stem(self.model, x, self.first_block)
+        start = stem_of(x, self.first_block) or stem(self.model, x, self.first_block)
         if frozen is None and _worth_stacking(start):
             passes = self._stacked(start, ptm)
         else:
