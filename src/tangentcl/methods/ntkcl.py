@@ -333,18 +333,21 @@ class NTKCL(Method):
     def end_task(self, task: Task) -> None:
         """The running mean takes in the task's weights, old class means move along, new ones are stored.
 
-        Features are those of full precision even where training is not: how far they move is a small difference, and
-        rounding to bf16 is about as large.
+        New means are of features as `predict` sees them, under autocast too: what rounding to bf16 does to all features
+        alike would else stand between them. How far features move is measured in full precision: that is a small
+        difference, and rounding is about as large.
         """
+        half, last = torch.is_autocast_enabled(self.network.device.type), task.index == task.n_tasks - 1
         with torch.autocast(self.network.device.type, enabled=False):
             before = self._features_before(task)
-            last = task.index == task.n_tasks - 1
-            bank = self.network.bank
-            if bank is not None and (self.settings.ema_after_last or not last):
-                bank.update(self.network.current)
-            features, labels = self._features(task)
+        bank = self.network.bank
+        if bank is not None and (self.settings.ema_after_last or not last):
+            bank.update(self.network.current)
+        features, labels = self._features(task)
         if before is not None:
-            self._move_means(before, features)
+            with torch.autocast(self.network.device.type, enabled=False):
+                after = self._features(task)[0] if half else features
+            self._move_means(before, after)
         self.head.means.update(features.to(self.centre.device), labels)
         if task.index == 0:
             self.centre.copy_(features.mean(0))
