@@ -360,7 +360,7 @@ def report(size: str, repeat: int, *, variants: bool, half_precision: bool) -> N
         ("prediction", predictions, "bf16", 2.0),
     ):
         reached = f"{measured['naive'] / measured[name]:.2f} times" if name in measured else "not measured here"
-        print(f"{kind}, {name}: {reached} (goal {goal})")
+        print(f"{kind}, {name}: {reached} (goal for size S {goal})")
 
 
 def latency(repeat: int) -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tangentcl.errors import ModelError
 from tangentcl.nn import CosineLinear, GrowingLinear, PrototypeHead
+from tangentcl.nn.sections import SectionPrototypes
 
 HEADS = [GrowingLinear, CosineLinear]
 
@@ -147,3 +148,20 @@ def test_prototype_state_round_trip() -> None:
     other.grow(2)
     other.load_state_dict(head.state_dict())
     assert torch.equal(other.prototypes, head.prototypes)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_scores_of_class_means_are_not_rounded_under_autocast(metric: str) -> None:
+    torch.manual_seed(0)
+    near = torch.ones(6, 32) + 0.01 * torch.randn(6, 32)  # cosines that differ in the fourth digit
+    plain, sections = PrototypeHead(32, metric=metric), SectionPrototypes(32, (1.0, 0.3))
+    for means in (plain, sections.means):
+        means.grow(6)
+        means.update(near, torch.arange(6))
+    for head in (plain, sections):
+        exact = head(near)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = head(near)
+        assert torch.equal(found, exact)
+        assert head(near.bfloat16()).dtype == torch.float32
+        assert len(exact.unique()) > 20

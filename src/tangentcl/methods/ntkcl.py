@@ -272,8 +272,13 @@ class NTKCL(Method):
         ``orthogonality``, ``anchor``, each with its weight; terms that are off are left out."""
         if self.proxies is None:
             raise ModelError("NTKCL.training_loss needs begin_task(task) first, which makes the task's proxies")
-        named = self.network.views(*unpacked(x), ptm=self._trains_ptm).named()
-        views = {name: view[:, -self.proxies.width :].float() for name, view in named.items()}  # [B, D'] each
+        views = self.network.views(*unpacked(x), ptm=self._trains_ptm).named()
+        with torch.autocast(self.network.device.type, enabled=False):  # cosines lie close together, bf16 has two digits
+            return self._terms({name: view[:, -self.proxies.width :].float() for name, view in views.items()}, y)
+
+    def _terms(self, views: dict[str, Tensor], y: Tensor) -> dict[str, Tensor]:
+        """Of the views' trained sections, ``[B, D']`` each."""
+        assert self.proxies is not None
         unit = {name: self._unit(view) for name, view in views.items()}
         targets = self.proxies.targets(y)
         terms = {f"{self.settings.loss}_{name}": self._fit(self.proxies(u), targets) for name, u in unit.items()}

@@ -19,6 +19,15 @@ def _grown(old: nn.Parameter, n_outputs: int, std: float) -> nn.Parameter:
     return nn.Parameter(rows, requires_grad=old.requires_grad)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor, or half precision as float32: cosines of features lie close together, and bf16 has two digits.
+
+    >>> at_least_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype, at_least_float32(torch.zeros(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 class GrowingLinear(nn.Module):
     """A linear classifier whose outputs are appended as classes arrive: ``z W^T + b``.
 
@@ -102,6 +111,8 @@ class PrototypeHead(nn.Module):
     ``<z, p_c> / (|z| |p_c|)`` (SimpleCIL: Zhou et al., "Revisiting Class-Incremental Learning with Pre-Trained Models",
     IJCV 2024) or ``-|z - p_c|^2``. A class without samples scores minus infinity.
 
+    Scores are in float32 at least, under autocast too.
+
     Shapes: features [B, width] -> scores [B, n_outputs].
 
     >>> head = PrototypeHead(2)
@@ -169,12 +180,14 @@ class PrototypeHead(nn.Module):
         return self.sums / self.counts.clamp(min=1)[:, None]
 
     def forward(self, features: Tensor) -> Tensor:
+        features = at_least_float32(features)
         means = self.prototypes.to(features)  # [C, d]
-        if self.metric == "cosine":
-            scores = F.linear(F.normalize(features, dim=-1), F.normalize(means, dim=-1))
-        else:
-            cross = F.linear(features, means)  # -|z - p|^2 = 2 <z, p> - |p|^2 - |z|^2
-            scores = 2 * cross - means.square().sum(-1) - features.square().sum(-1, keepdim=True)
+        with torch.autocast(features.device.type, enabled=False):
+            if self.metric == "cosine":
+                scores = F.linear(F.normalize(features, dim=-1), F.normalize(means, dim=-1))
+            else:
+                cross = F.linear(features, means)  # -|z - p|^2 = 2 <z, p> - |p|^2 - |z|^2
+                scores = 2 * cross - means.square().sum(-1) - features.square().sum(-1, keepdim=True)
         return scores.masked_fill(self.counts == 0, -torch.inf)
 
     def extra_repr(self) -> str:

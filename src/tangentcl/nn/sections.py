@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tangentcl.errors import ModelError
-from tangentcl.nn.heads import PrototypeHead
+from tangentcl.nn.heads import PrototypeHead, at_least_float32
 
 
 def section_unit(x: Tensor, weights: Sequence[float]) -> Tensor:
@@ -57,6 +57,8 @@ class SectionPrototypes(nn.Module):
         self.weights = tuple(weights)
 
     def forward(self, features: Tensor) -> Tensor:
+        features = at_least_float32(features)
         prototypes = section_unit(self.means.prototypes.to(features), self.weights)  # [C, S d]
-        scores = F.linear(section_unit(features, self.weights), prototypes) * sum(self.weights)
+        with torch.autocast(features.device.type, enabled=False):
+            scores = F.linear(section_unit(features, self.weights), prototypes) * sum(self.weights)
         return scores.masked_fill(self.means.counts == 0, -torch.inf)
