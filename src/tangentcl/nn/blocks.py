@@ -154,9 +154,10 @@ class TransformerBlock:
         if n_read is None:
             queries, keys, values = self.projections.all(x)
         else:
-            weights = self.projections.weights(x.device.type)
             few = n_read * self.heads * 4 <= x.shape[-1] and x.shape[1] > self.heads
-            if few and weights is not None and isinstance(self.k_norm, nn.Identity):
+            plain = few and isinstance(self.k_norm, nn.Identity)
+            weights = self.projections.weights(x.device.type) if plain else None
+            if weights is not None:
                 q = self.q_norm(self._heads(self.projections.query(x[:, :n_read])))
                 return attention_of_few(x, q, *weights, mask)
             queries, (keys, values) = self.projections.query(x[:, :n_read]), self.projections.key_value(x)
