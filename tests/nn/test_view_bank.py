@@ -128,7 +128,7 @@ def test_a_stem_stands_for_images_and_for_texts_of_any_length(
     tokens = expected.tokens
     lengths = [5, 3, 1] if kind == "bert" else [expected.attended.shape[1]] * 3
     stored = [
-        StoredStem(expected.attended[i, :n], expected.update[i, :n], tokens.grid, tokens.n_prefix)
+        StoredStem(expected.attended[i, :n], expected.update[i, :n], kind == "bert", tokens.grid, tokens.n_prefix)
         for i, n in enumerate(lengths)
     ]
     found = stem_of(stem_batch(stored), 1)
@@ -138,3 +138,10 @@ def test_a_stem_stands_for_images_and_for_texts_of_any_length(
     few = stem_of(stem_batch(stored[1:]), 1)
     assert few is not None
     torch.testing.assert_close(trunk(model, few), trunk(model, expected)[1:], rtol=1e-5, atol=1e-6)
+
+
+def test_a_stem_without_a_grid_keeps_its_prefix_and_has_no_mask() -> None:
+    stored = [StoredStem(torch.randn(4, 8), torch.randn(4, 8), False, None, 1) for _ in range(2)]
+    found = stem_of(stem_batch(stored), 0)
+    assert found is not None
+    assert (found.tokens.grid, found.tokens.n_prefix, found.tokens.mask) == (None, 1, None)

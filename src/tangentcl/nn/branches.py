@@ -39,10 +39,6 @@ class Views:
         return {name: view for name, view in views.items() if view is not None}
 
 
-def _in_order(views: Views) -> list[Tensor]:
-    return [view for view in (views.fused, views.channel, views.patch) if view is not None]
-
-
 class TwoBranches(nn.Module):
     """Adaptation modules around a frozen transformer, their running means, and the fusion of what they see.
 
@@ -159,7 +155,8 @@ class TwoBranches(nn.Module):
         With one branch it is the one view.
         """
         views, shared = self.views(x), self.backbone.width * int(self.ptm_section)
-        return torch.cat([view[:, 0 if view is views.fused else shared :] for view in _in_order(views)], dim=1)
+        rest = [view[:, shared:] for view in (views.channel, views.patch) if view is not None]
+        return torch.cat([views.fused, *rest], dim=1)
 
     @torch.no_grad()
     def frozen(self, x: Batch, *, ptm: bool = True) -> Tensor:

@@ -23,11 +23,13 @@ class StoredStem:
 
     Attributes:
         attended, update: ``[N, d]``, on the CPU, in the precision that they were made in.
+        masked: whether the samples have a mask, as texts do.
         grid, n_prefix: see `Tokens`.
     """
 
     attended: Tensor
     update: Tensor
+    masked: bool
     grid: tuple[int, int] | None
     n_prefix: int
 
@@ -47,23 +49,25 @@ def stored_stems(
         mask, tokens = start.tokens.mask, start.tokens
         for i, (attended, update) in enumerate(zip(start.attended.cpu(), start.update.cpu())):
             real = slice(None) if mask is None else mask[i].cpu() > 0
-            found.append(StoredStem(attended[real].clone(), update[real].clone(), tokens.grid, tokens.n_prefix))
+            parts = attended[real].clone(), update[real].clone()
+            found.append(StoredStem(*parts, mask is not None, tokens.grid, tokens.n_prefix))
     return found
 
 
 def stem_batch(stems: Sequence[StoredStem]) -> dict[str, Tensor]:
     """Stems as a batch of tensors, which `stem_of` reads; texts are padded behind.
 
-    The layout is a tensor without elements, whose shape says rows, columns and tokens before the patches: so a device
-    need not be asked for it.
+    The layout is a tensor without elements, whose shape says rows, columns (0 x 0 without a grid) and tokens before the
+    patches: so a device need not be asked for it.
     """
-    grid, n_prefix = stems[0].grid, stems[0].n_prefix
+    rows, columns = stems[0].grid or (0, 0)
     batch = {
         ATTENDED: pad_sequence([one.attended for one in stems], batch_first=True),
         UPDATE: pad_sequence([one.update for one in stems], batch_first=True),
+        LAYOUT: torch.empty(rows, columns, stems[0].n_prefix, 0),
     }
-    if grid is not None:
-        return {**batch, LAYOUT: torch.empty(*grid, n_prefix, 0)}
+    if not stems[0].masked:
+        return batch
     lengths = torch.tensor([len(one.attended) for one in stems])
     return {**batch, MASK: (torch.arange(int(lengths.max())) < lengths[:, None]).long()}
 
@@ -76,9 +80,7 @@ def stem_of(batch: Batch | Mapping[str, Tensor], first: int) -> Stem | None:
     """
     if isinstance(batch, Tensor) or ATTENDED not in batch:
         return None
-    grid, n_prefix = None, 0
-    if LAYOUT in batch:
-        rows, columns, n_prefix, _ = batch[LAYOUT].shape
-        grid = (rows, columns)
+    rows, columns, n_prefix, _ = batch[LAYOUT].shape
+    grid = (rows, columns) if rows else None
     tokens = Tokens(batch[ATTENDED], mask=batch.get(MASK), grid=grid, n_prefix=n_prefix)
     return Stem(tokens, batch[ATTENDED], batch[UPDATE], first)
