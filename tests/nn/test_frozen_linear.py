@@ -42,6 +42,19 @@ def test_weights_follow_the_layer_in_place_and_on_loading() -> None:
     torch.testing.assert_close(both(x)[1], layers[1](x))
 
 
+def test_weights_that_lie_where_others_lay_are_not_taken_for_them() -> None:
+    (layer,) = frozen((64, 64))
+    one, x = FrozenLinear([layer]), torch.randn(2, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(20):
+            assert torch.equal(one(x)[0], layer(x))
+            del layer.weight
+            layer.weight = nn.Parameter(torch.randn(64, 64), requires_grad=False)
+        for _ in range(20):
+            assert torch.equal(one(x)[0], layer(x))
+            layer.weight.data = torch.randn(64, 64)
+
+
 def test_under_autocast_weights_are_cast_once() -> None:
     (layer,) = frozen((8, 8))
     one = FrozenLinear([layer])
@@ -94,7 +107,11 @@ def test_what_is_not_a_frozen_linear_layer_is_called_as_it_is() -> None:
 def test_a_copy_looks_at_its_own_layers() -> None:
     (layer,) = frozen((4, 4))
     one, x = FrozenLinear([layer]), torch.randn(2, 4)
-    other = copy.deepcopy(one)
+    with torch.autocast("cpu", torch.bfloat16):
+        one(x)
+        other = copy.deepcopy(one)
+        assert other.layers[0] is not layer
+        assert torch.equal(other(x)[0], one(x)[0])
     with torch.no_grad():
         other.layers[0].weight.zero_()
     torch.testing.assert_close(one(x)[0], layer(x))

@@ -34,8 +34,18 @@ class FrozenLinear:
 
     def __init__(self, layers: Sequence[Callable[[Tensor], Tensor]]) -> None:
         self.layers = tuple(layers)
-        self._made_for: tuple[object, ...] | None = None
+        self._forget()
+
+    def _forget(self) -> None:
         self._made: Weights | None = None
+        self._made_for: tuple[torch.dtype | None, list[tuple[Tensor, int]]] = (None, [])
+
+    def __getstate__(self) -> dict[str, object]:  # a copy makes its own weights
+        return {"layers": self.layers}
+
+    def __setstate__(self, state: dict[str, tuple[Callable[[Tensor], Tensor], ...]]) -> None:
+        self.layers = state["layers"]
+        self._forget()
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
         weights = self.weights(x.device.type)
@@ -52,12 +62,24 @@ class FrozenLinear:
         cast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
         if cast is None and len(plain) == 1:
             return plain[0].weight, plain[0].bias
-        key = (cast, *((p.data_ptr(), p._version, p.dtype) for layer in plain for p in layer.parameters()))
-        if self._made is None or self._made_for != key:
+        if self._made is None or not self._still_of(plain, cast):
             with torch.inference_mode(False), torch.no_grad():  # made while predicting, it may be used in training
                 self._made = _joined(plain, cast)
-            self._made_for = key
+                self._made_for = cast, [(p.detach(), p._version) for layer in plain for p in layer.parameters()]
         return self._made
+
+    def _still_of(self, layers: Sequence[nn.Linear], cast: torch.dtype | None) -> bool:
+        """Whether the weights are those of these layers as they are; no other can lie in a storage that is held."""
+        made_for, known = self._made_for
+        now = [p for layer in layers for p in layer.parameters()]
+        return (
+            made_for == cast
+            and len(now) == len(known)
+            and all(
+                p.data_ptr() == old.data_ptr() and p.dtype == old.dtype and p._version == version
+                for p, (old, version) in zip(now, known)
+            )
+        )
 
 
 def _is_plain(layer: object) -> TypeGuard[nn.Linear]:
