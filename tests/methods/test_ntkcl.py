@@ -290,6 +290,9 @@ def test_what_is_refused(tiny_blocks: Make, tiny_backbone: Make) -> None:
         NTKCL(tiny_blocks(), branches="pach")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="finite number"):
         NTKCL(tiny_blocks(), anchor_weight=-1.0)
+    for share in (0.0, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="prompt_share must be a finite number above 0"):
+            NTKCL(tiny_blocks(), prompt_share=share)
     for name in ("first_block", "cached_views"):
         with pytest.raises(ConfigError, match=f"{name} must be a whole number"):
             NTKCL(tiny_blocks(), **{name: -1})  # type: ignore[arg-type]

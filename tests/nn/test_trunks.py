@@ -38,7 +38,8 @@ def naive_attention(block: TransformerBlock, x: Tensor, mask: Tensor) -> Tensor:
     for h in range(block.heads):
         part = slice(h * e, (h + 1) * e)
         scores = q[..., part] @ k[..., part].transpose(1, 2) / e**0.5
-        heads.append(scores.masked_fill(mask[:, None] == 0, -torch.inf).softmax(-1) @ v[..., part])
+        counted = (scores - scores.amax(-1, keepdim=True)).exp() * mask[:, None]
+        heads.append(counted / counted.sum(-1, keepdim=True) @ v[..., part])
     out = block.output(torch.cat(heads, dim=-1))
     return x + out if block.pre_norm else block.norm1(x + out)
 
@@ -61,7 +62,13 @@ def naive_channel(model: Transformer, x: object, adapters: nn.ModuleList) -> Ten
     return model.read(h, tokens)
 
 
-def naive_patch(model: Transformer, x: object, prompts: nn.ModuleList, adapters: nn.ModuleList | None = None) -> Tensor:
+def naive_patch(
+    model: Transformer,
+    x: object,
+    prompts: nn.ModuleList,
+    adapters: nn.ModuleList | None = None,
+    share: float | None = None,
+) -> Tensor:
     """Prompts right behind the first token, as in the paper's layout; adapters act on the input's tokens."""
     tokens = model.embed(x)  # type: ignore[arg-type]
     h = tokens.values
@@ -70,7 +77,8 @@ def naive_patch(model: Transformer, x: object, prompts: nn.ModuleList, adapters:
         h = naive_attention(block, h, mask)
         if i == 0:
             rest, old = h, torch.zeros(len(h), PROMPTS, h.shape[2])
-            mask = torch.cat([mask[:, :1], torch.ones(len(h), PROMPTS), mask[:, 1:]], dim=1)
+            weight = torch.ones(len(h), 1) if share is None else share * mask.sum(1, keepdim=True) / PROMPTS
+            mask = torch.cat([mask[:, :1], weight.expand(-1, PROMPTS), mask[:, 1:]], dim=1)
         else:
             rest, old = torch.cat([h[:, :1], h[:, 1 + PROMPTS :]], dim=1), h[:, 1 : 1 + PROMPTS]
         made = prompts[i](rest, tokens) + 0.1 * old if i < len(prompts) else old
@@ -144,6 +152,31 @@ def test_a_joint_pass_equals_the_plain_computation(tiny: Callable[[str], nn.Modu
         assert float((mine - reference).abs().max()) <= 1e-5 * max(float(reference.abs().max()), 1.0)
 
 
+@pytest.mark.parametrize("kind", ["cls", "mean", "many tokens", "bert"])
+def test_prompts_with_a_share_equal_the_plain_computation(tiny: Callable[[str], nn.Module], kind: str) -> None:
+    if kind == "bert":
+        made = from_transformers(tiny("bert"), pooling="mean")
+    else:
+        made = image_backbone("mean" if kind == "mean" else "cls", patch=4 if kind == "many tokens" else 8)
+    model, x = transformer(made), made.sample_input()
+    tokens = model.embed(x)
+    prompts = modules(model, "attention", tokens.values.shape[1], None)[1]
+    plain = trunk(model, stem(model, x), prompts=prompts)
+    for share in (0.05, 2.0):
+        ours = trunk(model, stem(model, x), prompts=prompts, prompt_share=share)
+        naive = naive_patch(model, x, prompts, share=share)
+        torch.testing.assert_close(ours, naive, rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(ours, plain, atol=1e-3)
+        mine, reference = gradients(ours.square().mean(), prompts), gradients(naive.square().mean(), prompts)
+        for a, b in zip(mine, reference, strict=True):
+            assert float((a - b).abs().max()) <= 1e-5 * max(float(b.abs().max()), 1.0)
+    if tokens.mask is None:  # as many tokens as prompts count what prompts counted without a share
+        as_many = trunk(model, stem(model, x), prompts=prompts, prompt_share=PROMPTS / tokens.values.shape[1])
+        torch.testing.assert_close(as_many, plain, rtol=1e-5, atol=1e-6)
+    hardly = trunk(model, stem(model, x), prompts=prompts, prompt_share=1e-9)
+    torch.testing.assert_close(hardly, trunk(model, stem(model, x)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("first", [1, 2])
 def test_blocks_before_the_first_adapted_one_stay_as_they_were(first: int) -> None:
     made = image_backbone("cls")
@@ -169,7 +202,9 @@ def test_blocks_before_the_first_adapted_one_stay_as_they_were(first: int) -> No
 
 
 @pytest.mark.parametrize("kind", ["image", "bert"])
-@pytest.mark.parametrize("options", [{"ptm_section": True}, {"joint": True, "ptm_section": True}, {"ema": "off"}])
+@pytest.mark.parametrize(
+    "options", [{"ptm_section": True}, {"joint": True, "ptm_section": True}, {"ema": "off"}, {"prompt_share": 0.1}]
+)
 def test_branches_as_one_batch_equal_branches_one_after_another(
     tiny: Callable[[str], nn.Module], kind: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +274,8 @@ def test_padding_changes_no_feature(tiny: Callable[[str], nn.Module], form: str,
     longer = {key: nn.functional.pad(value, (0, 3)) for key, value in short.items()}
     n_tokens = 4
     adapters, prompts = modules(model, "attention" if form == "linear" else form, n_tokens, None)
-    for chosen in ({"adapters": adapters}, {"prompts": prompts}, {"adapters": adapters, "prompts": prompts}):
+    both: dict[str, Any] = {"adapters": adapters, "prompts": prompts}
+    for chosen in ({"adapters": adapters}, {"prompts": prompts}, both, {**both, "prompt_share": 0.3}):
         a, b = (trunk(model, stem(model, x), **chosen) for x in (short, longer))
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

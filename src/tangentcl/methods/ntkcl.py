@@ -75,6 +75,9 @@ class NTKCL(Method):
             ``"auto"`` is linear for images and attention for texts, where positions mean little. Released: a linear
             map that starts at a saddle and never trains, which leaves static prompts. Nowhere has the last block
             prompts: nothing would look at them.
+        prompt_share: what a block's prompts count in attention together, in parts of what the input's tokens do: 0.05
+            is what ten prompts are among the 197 tokens of the paper. None: each counts as a token, as released. Then
+            the same prompts drown a short input: four among a dozen words cost an untrained text encoder three points.
         fusion: ``"linear"`` starts V at zero; ``"released"`` starts V at random and drops heads; ``"sum"`` has no V.
             Queries and keys of the released attention act on a sequence of length one and do nothing; ``"attention"``
             gives them the sections of both views to look at.
@@ -134,6 +137,7 @@ class NTKCL(Method):
         modes: int = 16,
         branches: Branches | None = None,
         prompts: Prompts | None = None,
+        prompt_share: float | None = None,
         fusion: FusionKind | None = None,
         ema: EmaKind | None = None,
         ema_decay: float | None = None,
@@ -165,6 +169,7 @@ class NTKCL(Method):
         self.settings = preset_settings(preset).changed(
             branches=branches,
             prompts=prompts,
+            prompt_share=prompt_share,
             fusion=fusion,
             ema=ema,
             ema_decay=ema_decay,

@@ -45,6 +45,7 @@ def make_network(
         patch=patch,
         joint=chosen.branches == "joint",
         first_block=chosen.first_block,
+        prompt_share=chosen.prompt_share,
         ptm_section=chosen.ptm_section,
         fuse_ptm=chosen.fusion == "released",
         ema=chosen.ema,

@@ -28,6 +28,7 @@ class NTKCLSettings:
 
     branches: Branches = "both"
     prompts: Prompts = "auto"
+    prompt_share: float | None = None
     fusion: FusionKind = "linear"
     ema: EmaKind = "mean"
     ema_decay: float = 0.0
@@ -65,6 +66,11 @@ class NTKCLSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ConfigError(f"{name} must be a finite number of at least 0, got {value!r}")
+        share = self.prompt_share
+        if share is not None and not 0 < share < float("inf"):
+            raise ConfigError(
+                f"prompt_share must be a finite number above 0, or None to count each prompt as a token, got {share!r}"
+            )
         for name in ("first_block", "cached_views"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:

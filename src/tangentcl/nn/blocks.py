@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tangentcl.nn.frozen_linear import FrozenLinear
-from tangentcl.nn.hf_features import additive
 from tangentcl.nn.pooling import pool_image, pool_text
 
 FUSED_FROM = 64  # tokens; below, attention written out is faster on a CPU than the fused kernel
@@ -141,7 +140,7 @@ class TransformerBlock:
 
         Args:
             x: tokens ``[B, N, d]``.
-            mask: 1 for tokens that may be looked at, ``[B, N]``; None for all.
+            mask: what each token counts, 0 for padding, ``[B, N]``; None for 1.
             n_read: only the first ``n_read`` tokens are computed; all are looked at. None for all.
         """
         looked_at = self.norm1(x) if self.pre_norm else x
@@ -192,13 +191,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
 
     Args:
         q: ``[B, heads, M, e]``. k, v: ``[B, heads, N, e]``.
-        mask: 1 for tokens that may be looked at, ``[B, N]``.
+        mask: what each token counts, 0 for padding, ``[B, N]``.
 
     >>> one = torch.ones(1, 1, 2, 1)
     >>> attention(one, one, torch.tensor([[[[1.0], [3.0]]]]), torch.tensor([[1, 0]])).flatten()
     tensor([1., 1.])
     """
-    bias = None if mask is None else additive(mask, q.dtype)  # [B, 1, 1, N]
+    bias = None if mask is None else log_weights(mask, q.dtype)  # [B, 1, 1, N]
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
     if k.shape[-2] >= FUSED_FROM and not slow:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -221,7 +220,7 @@ def attention_of_few(x: Tensor, q: Tensor, weight: Tensor, bias: Tensor | None, 
         x: tokens that are looked at, ``[B, N, d]``.
         q: ``[B, heads, M, e]``.
         weight, bias: of queries, keys and values, ``[3 d, d]`` and ``[3 d]``.
-        mask: 1 for tokens that may be looked at, ``[B, N]``.
+        mask: what each token counts, 0 for padding, ``[B, N]``.
 
     >>> x, w = torch.randn(2, 5, 4), torch.randn(12, 4)
     >>> q, k, v = (t.unflatten(-1, (2, 2)).transpose(1, 2) for t in (x @ w.T).chunk(3, dim=-1))
@@ -234,7 +233,7 @@ def attention_of_few(x: Tensor, q: Tensor, weight: Tensor, bias: Tensor | None, 
     asked = (q * e**-0.5).transpose(0, 1).flatten(1, 2) @ w_k  # [heads, B M, d]
     asked = asked.unflatten(1, (b, m)).transpose(0, 1).flatten(1, 2)  # [B, heads M, d]
     scores = asked @ x.to(asked.dtype).transpose(1, 2)  # [B, heads M, N]
-    scores = scores if mask is None else scores + additive(mask, scores.dtype)[:, 0]
+    scores = scores if mask is None else scores + log_weights(mask, scores.dtype)[:, 0]
     seen = (scores.softmax(-1) @ x.to(asked.dtype)).unflatten(1, (heads, m))  # [B, heads, M, d]
     values = seen.transpose(0, 1).flatten(1, 2) @ w_v.transpose(1, 2)  # [heads, B M, e]
     found = values.unflatten(1, (b, m)).permute(1, 2, 0, 3).flatten(2)  # [B, M, d]
@@ -284,10 +283,32 @@ class Transformer:
         return self.read(values, tokens)
 
 
-def with_prompts(mask: Tensor | None, n_prompts: int) -> Tensor | None:
-    """A mask ``[B, N]`` that also lets ``n_prompts`` tokens at the end be looked at.
+def with_prompts(mask: Tensor | None, prompts: Tensor, tokens: Tensor, share: float | None = None) -> Tensor | None:
+    r"""What each token counts, ``[B, N]``, continued by what each prompt counts, ``[B, N + P]``.
 
-    >>> with_prompts(torch.tensor([[1, 0]]), 2)
-    tensor([[1, 0, 1, 1]])
+    Args:
+        mask: 1 for tokens, 0 for padding; None where all are tokens.
+        prompts: ``[B, P, d]``. tokens: ``[B, N, d]``.
+        share: :math:`\rho`, what all prompts count together, in parts of what the n real tokens do: each then has the
+            weight :math:`\rho n / P`. None: a prompt counts as a token does.
+
+    >>> prompts, tokens = torch.zeros(1, 2, 8), torch.zeros(1, 3, 8)
+    >>> with_prompts(torch.tensor([[1, 1, 0]]), prompts, tokens)
+    tensor([[1, 1, 0, 1, 1]])
+    >>> with_prompts(torch.tensor([[1, 1, 0]]), prompts, tokens, share=0.1)
+    tensor([[1.0000, 1.0000, 0.0000, 0.1000, 0.1000]])
     """
-    return None if mask is None else torch.cat([mask, mask.new_ones(len(mask), n_prompts)], dim=1)
+    if share is None:
+        return None if mask is None else torch.cat([mask, mask.new_ones(prompts.shape[:2])], dim=1)
+    counted = torch.ones(tokens.shape[:2], device=tokens.device) if mask is None else mask.float()
+    each = share / prompts.shape[1] * counted.sum(1, keepdim=True)  # [B, 1]
+    return torch.cat([counted, each.expand(-1, prompts.shape[1])], dim=1)
+
+
+def log_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to scores, ``[B, N] -> [B, 1, 1, N]``: a token of weight w counts as w tokens do.
+
+    >>> log_weights(torch.tensor([[1.0, 0.5]]), torch.float32).flatten()
+    tensor([ 0.0000, -0.6931])
+    """
+    return mask.float().log().clamp(min=torch.finfo(dtype).min).to(dtype)[:, None, None, :]

@@ -53,6 +53,7 @@ class TwoBranches(nn.Module):
         patch: prompts for each of these blocks but the last, or None.
         joint: both kinds of modules in one pass, which makes one view; half the cost, and another method.
         first_block: the first block with modules.
+        prompt_share: what prompts count in attention, see `tangentcl.nn.blocks.with_prompts`.
         ptm_section: whether the pre-trained feature is a section.
         fuse_ptm: whether the fusion's map acts on that section too. It then moves, so it is left out by default.
         ema, ema_decay, frozen_dropout: see `EmaBank`.
@@ -75,6 +76,7 @@ class TwoBranches(nn.Module):
         patch: nn.ModuleList | None,
         joint: bool = False,
         first_block: int = 0,
+        prompt_share: float | None = None,
         ptm_section: bool = False,
         fuse_ptm: bool = False,
         ema: Ema = "mean",
@@ -91,7 +93,7 @@ class TwoBranches(nn.Module):
         if fusion not in FUSIONS:
             raise ConfigError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}.{nearest(fusion, FUSIONS)}")
         self.backbone, self.model, self.first_block = backbone.requires_grad_(False), model, first_block
-        self.ptm_section = ptm_section
+        self.ptm_section, self.prompt_share = ptm_section, prompt_share
         self.current = nn.ModuleDict({k: v for k, v in (("channel", channel), ("patch", patch)) if v is not None})
         self.branches = (tuple(self.current),) if joint else tuple((kind,) for kind in self.current)
         decay = ema_decay if ema == "decay" else None
@@ -182,7 +184,7 @@ class TwoBranches(nn.Module):
 
     def _pass(self, start: Stem, modules: nn.Module, branch: Sequence[str]) -> Tensor:
         chosen = {name: modules[kind] for kind, name in NAMES.items() if kind in branch}  # type: ignore[index]
-        return trunk(self.model, start, **chosen)
+        return trunk(self.model, start, **chosen, prompt_share=self.prompt_share)
 
     def _stacked(self, start: Stem, ptm: bool) -> list[Tensor]:
         """The same passes in the same order, those of one branch as one batch."""
@@ -198,7 +200,7 @@ class TwoBranches(nn.Module):
                 if kind in branch
             }
             n = len(sets) + len(extra)
-            found = trunk(self.model, start.repeated(n), **chosen).chunk(n)
+            found = trunk(self.model, start.repeated(n), **chosen, prompt_share=self.prompt_share).chunk(n)
             live.append(found[0])
             fixed += found[1 : len(sets)]
             first += found[len(sets) :]

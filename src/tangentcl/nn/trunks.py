@@ -54,7 +54,12 @@ def stem(model: Transformer, x: Tensor | dict[str, Tensor], first: int = 0) -> S
 
 
 def trunk(
-    model: Transformer, start: Stem, *, adapters: Modules | None = None, prompts: Modules | None = None
+    model: Transformer,
+    start: Stem,
+    *,
+    adapters: Modules | None = None,
+    prompts: Modules | None = None,
+    prompt_share: float | None = None,
 ) -> Tensor:
     r"""Features ``[B, d]`` of one pass with adaptation modules; without any, those of the backbone.
 
@@ -70,6 +75,7 @@ def trunk(
     Args:
         adapters: one for each block from ``start.first`` on.
         prompts: one for each of these blocks but the last, whose prompts nothing would look at.
+        prompt_share: what prompts count in attention, see `tangentcl.nn.blocks.with_prompts`.
     """
     n, last, tokens = start.attended.shape[1], len(model.blocks) - 1 - start.first, start.tokens
     both, mask = start.attended, tokens.mask  # tokens [B, N, d] and, once there are any, prompts behind them
@@ -90,7 +96,7 @@ def trunk(
         both = block.add(both, update)
         if i == 0 and made is not None:
             both = torch.cat([both, block.add(None, block.update(made))], dim=1)
-            mask = with_prompts(mask, made.shape[1])
+            mask = with_prompts(mask, made, x, prompt_share)
     return model.read(both, tokens)
 
 
