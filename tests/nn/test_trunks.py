@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentcl.nn.backbone import Backbone, PooledTokens, from_module
-from tangentcl.nn.blocks import Transformer, TransformerBlock
+from tangentcl.nn.blocks import Transformer, TransformerBlock, with_prompts
 from tangentcl.nn.branches import TwoBranches
 from tangentcl.nn.channel_adapter import ChannelAdapter
 from tangentcl.nn.hf import from_transformers
@@ -173,6 +173,9 @@ def test_prompts_with_a_share_equal_the_plain_computation(tiny: Callable[[str], 
     if tokens.mask is None:  # as many tokens as prompts count what prompts counted without a share
         as_many = trunk(model, stem(model, x), prompts=prompts, prompt_share=PROMPTS / tokens.values.shape[1])
         torch.testing.assert_close(as_many, plain, rtol=1e-5, atol=1e-6)
+    exact = with_prompts(torch.ones(1, 3), torch.zeros(1, 7, 2), torch.zeros(1, 3, 2, dtype=torch.float64), 0.1)
+    assert exact is not None
+    assert exact[0, -1] == 0.1 / 7 * 3  # in the tokens' precision
     hardly = trunk(model, stem(model, x), prompts=prompts, prompt_share=1e-9)
     torch.testing.assert_close(hardly, trunk(model, stem(model, x)), rtol=1e-5, atol=1e-5)
 

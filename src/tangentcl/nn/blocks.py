@@ -300,7 +300,8 @@ def with_prompts(mask: Tensor | None, prompts: Tensor, tokens: Tensor, share: fl
     """
     if share is None:
         return None if mask is None else torch.cat([mask, mask.new_ones(prompts.shape[:2])], dim=1)
-    counted = torch.ones(tokens.shape[:2], device=tokens.device) if mask is None else mask.float()
+    counted = tokens.new_ones(tokens.shape[:2]) if mask is None else mask
+    counted = counted.to(torch.promote_types(tokens.dtype, torch.float32))
     each = share / prompts.shape[1] * counted.sum(1, keepdim=True)  # [B, 1]
     return torch.cat([counted, each.expand(-1, prompts.shape[1])], dim=1)
 
@@ -310,5 +311,8 @@ def log_weights(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
     >>> log_weights(torch.tensor([[1.0, 0.5]]), torch.float32).flatten()
     tensor([ 0.0000, -0.6931])
+    >>> log_weights(torch.tensor([[1, 0]]), torch.float16).flatten()
+    tensor([     0., -65504.], dtype=torch.float16)
     """
-    return mask.float().log().clamp(min=torch.finfo(dtype).min).to(dtype)[:, None, None, :]
+    wide = mask.to(torch.promote_types(dtype, torch.float32))
+    return wide.log().clamp(min=torch.finfo(dtype).min).to(dtype)[:, None, None, :]
