@@ -52,7 +52,7 @@ if TYPE_CHECKING:
         vulnerability,
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
-    from tangentcl.methods import METHODS, NCM, NTKCL, Finetune, Joint, Method, Replay
+    from tangentcl.methods import METHODS, NCM, NTKCL, SLDA, FeCAM, Finetune, Joint, Method, Nystrom, RanPAC, Replay
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
     from tangentcl.training import StreamResult, TrainingPlan, run_stream
@@ -70,7 +70,7 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL",
+    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom",
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -85,12 +85,14 @@ __all__ = [
     "NCM",
     "NTKCL",
     "SGD",
+    "SLDA",
     "AdamW",
     "Backbone",
     "Candidate",
     "ConjugateKernel",
     "EmpiricalNTK",
     "Experiment",
+    "FeCAM",
     "FeatureKernel",
     "Finetune",
     "Forecast",
@@ -99,9 +101,11 @@ __all__ = [
     "Joint",
     "Kernel",
     "Method",
+    "Nystrom",
     "Prepared",
     "ProtectedRidge",
     "PseudoNTK",
+    "RanPAC",
     "Record",
     "Replay",
     "Ridge",

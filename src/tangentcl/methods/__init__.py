@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib
 
 from tangentcl.errors import ConfigError, nearest
+from tangentcl.methods.analytic import Analytic
+from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.joint import Joint
 from tangentcl.methods.method import Method
 from tangentcl.methods.ncm import NCM
 from tangentcl.methods.ntkcl import NTKCL
+from tangentcl.methods.nystrom import Nystrom
+from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
+from tangentcl.methods.slda import SLDA
 
 METHODS: dict[str, type[Method]] = {
     "finetune": Finetune,
@@ -18,9 +23,27 @@ METHODS: dict[str, type[Method]] = {
     "joint": Joint,
     "replay": Replay,
     "ntkcl": NTKCL,
+    "ranpac": RanPAC,
+    "slda": SLDA,
+    "fecam": FeCAM,
+    "nystrom": Nystrom,
 }
 
-__all__ = ["METHODS", "NCM", "NTKCL", "Finetune", "Joint", "Method", "Replay", "method_class"]
+__all__ = [
+    "METHODS",
+    "NCM",
+    "NTKCL",
+    "SLDA",
+    "Analytic",
+    "FeCAM",
+    "Finetune",
+    "Joint",
+    "Method",
+    "Nystrom",
+    "RanPAC",
+    "Replay",
+    "method_class",
+]
 
 
 def method_class(name: str) -> type[Method]:

@@ -82,8 +82,9 @@ def load_learner(method: Method, folder: str | Path) -> Method:
     own = {key for key, value in here.items() if isinstance(value, Tensor) and not _is_pretrained(method, key)}
     if missing := sorted(own - set(tensors)):
         raise ModelError(f"{path} lacks {len(missing)} tensors, among them {missing[:3]}: another method or options?")
-    for key, value in tensors.items():
-        if value.shape != here[key].shape and not key.endswith("_extra_state"):
+    free = {f"{prefix}.{name}" for prefix, module in method.named_modules() for name in getattr(module, "free", ())}
+    for key, value in tensors.items():  # free: shapes that follow from what was seen
+        if value.shape != here[key].shape and key not in free and not key.endswith("_extra_state"):
             raise ModelError(f"{path}: {key} has shape {tuple(value.shape)}, here it is {tuple(here[key].shape)}")
     with torch.no_grad():
         method.load_state_dict({**here, **tensors})

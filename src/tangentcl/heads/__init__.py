@@ -1,0 +1,25 @@
+"""Classifiers over fixed features that learn a stream in one pass, and as well as from all of it at once."""
+
+from tangentcl.heads.gaussian import FeCAM, SharedGaussian
+from tangentcl.heads.head import AnalyticHead, HeadForecast
+from tangentcl.heads.kernel_ridge import ArcCosineRidge
+from tangentcl.heads.lift import Lift, NoLift, NystromArcCosine, RandomReLU, arc_cosine_kernel
+from tangentcl.heads.recursive import RecursiveRidge
+from tangentcl.heads.ridge import RidgeHead
+from tangentcl.heads.strength import Strength
+
+__all__ = [
+    "AnalyticHead",
+    "ArcCosineRidge",
+    "FeCAM",
+    "HeadForecast",
+    "Lift",
+    "NoLift",
+    "NystromArcCosine",
+    "RandomReLU",
+    "RecursiveRidge",
+    "RidgeHead",
+    "SharedGaussian",
+    "Strength",
+    "arc_cosine_kernel",
+]

@@ -1,0 +1,178 @@
+"""How strong a ridge should be, from what is kept of all samples so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from tangentcl.errors import ConfigError, DataError, nearest
+from tangentcl.heads.sums import RidgeSums
+
+Rule = Literal["holdout", "gcv", "evidence", "task"]
+LOWEST, HIGHEST = -8, 4  # decades of the strength, in units of the mean squared length of a feature
+STEPS = 4  # grid points in a decade where one decomposition serves all
+TASK_SHARE = 0.8  # of a task's samples are fitted under the published rule
+
+
+@dataclass(frozen=True)
+class Strength:
+    r"""A chosen strength.
+
+    Attributes:
+        value: lambda, added to the diagonal of G.
+        relative: lambda in units of tr(G) / n, the mean squared length of a feature; comparable across widths.
+        error: of the rule at this strength. at_edge: whether it lies at the end of what was tried.
+    """
+
+    value: float
+    relative: float
+    error: float
+    at_edge: bool
+
+
+def checked_rule(strength: float | str) -> None:
+    """Raises ConfigError for what is neither a positive number nor the name of a rule."""
+    if isinstance(strength, str):
+        if strength not in get_args(Rule):
+            known = get_args(Rule)
+            raise ConfigError(f"strength must be a number or one of {', '.join(known)}.{nearest(strength, known)}")
+    elif isinstance(strength, bool) or not 0 < strength < math.inf:
+        raise ConfigError(f"the strength of a ridge must be a positive number, got {strength!r}")
+
+
+def held_out(features: Tensor, share: float) -> Tensor:
+    """Which samples are kept aside to choose the strength by, bool [n].
+
+    Told by a hash of the feature itself: the same sample is kept aside in whatever order, batch or head it comes, so
+    that merging and unlearning give what learning together would have given.
+
+    >>> mask = held_out(torch.randn(1000, 4), 0.2)
+    >>> 150 < int(mask.sum()) < 250
+    True
+    """
+    if not share:
+        return torch.zeros(len(features), dtype=torch.bool, device=features.device)
+    bits = features.float().contiguous().view(torch.int32).to(torch.int64)  # [n, d]
+    odd = torch.arange(features.shape[1], device=features.device, dtype=torch.int64) * 2654435761 + 40503
+    mixed = ((bits ^ (bits >> 7)) * (2 * odd + 1)).sum(1)
+    mixed = (mixed ^ ((mixed >> 31) & 0x1FFFFFFFF)) * 0x1B873593CC9E2D51
+    fraction = ((mixed >> 11) & ((1 << 52) - 1)).double() / (1 << 52)
+    return fraction < share
+
+
+def by_holdout(fitted: RidgeSums, held: RidgeSums, unit: float, start: float | None, floor: float) -> Strength:
+    r"""The strength with the least squared error on held-out samples, from sums alone.
+
+    .. math:: E(\lambda) = \sum w - 2\,\mathrm{tr}\,Q_v W_\lambda + \mathrm{tr}\,W_\lambda^\top G_v W_\lambda, \qquad
+        W_\lambda = (G_f + \lambda I)^{-1} Q_f^\top.
+
+    The error falls and rises once in :math:`\log\lambda`: from ``start`` a walk over whole decades finds the three that
+    hold the minimum, at three factorisations where the last choice still holds, and a parabola through them its place.
+
+    Args:
+        fitted, held: sums over the samples that are fitted and kept aside. unit: tr(G) / n over both.
+        start: the last choice, relative. floor: the least strength that rounding lets through.
+
+    Raises:
+        DataError: nothing was held out, or nothing is left.
+    """
+    if not int(held.n) or not int(fitted.n):
+        raise DataError(
+            f"of {int(held.n) + int(fitted.n)} samples {int(held.n)} are held out, which leaves nothing to choose the "
+            "strength by. Give strength a number, or a larger holdout."
+        )
+    low = max(LOWEST, math.ceil(math.log10(floor / unit)))
+    errors: dict[int, float] = {}
+
+    def error(decade: int) -> float:
+        if decade not in errors:
+            errors[decade] = held.squared_error(fitted.weights(unit * 10.0**decade))
+        return errors[decade]
+
+    return _parabola(_descend(error, round(math.log10(start)) if start else 0, low, HIGHEST), error, low, unit)
+
+
+def _descend(error: Callable[[int], float], at: int, low: int, high: int) -> int:
+    at = min(max(at, low), high)
+    while at > low and error(at - 1) < error(at):
+        at -= 1
+    while at < high and error(at + 1) < error(at):
+        at += 1
+    return at
+
+
+def _parabola(at: int, error: Callable[[int], float], low: int, unit: float) -> Strength:
+    if at in (low, HIGHEST):
+        return Strength(unit * 10.0**at, 10.0**at, error(at), True)
+    left, middle, right = error(at - 1), error(at), error(at + 1)
+    bend = left - 2 * middle + right
+    shift = 0.5 * (left - right) / bend if bend > 0 else 0.0
+    relative = 10.0 ** (at + shift)
+    return Strength(unit * relative, relative, middle, False)
+
+
+def by_spectrum(
+    values: Tensor, energy: Tensor, mass: float, n: int, unit: float, rule: Literal["gcv", "evidence"], floor: float
+) -> Strength:
+    r"""The strength by one eigen-decomposition of all samples' kernel, without any held out.
+
+    ``"gcv"``: the least :math:`\frac1n\|\lambda\alpha\|^2 / (\frac\lambda n \mathrm{tr}(K + \lambda I)^{-1})^2` (Golub,
+    Heath and Wahba, Technometrics 1979). ``"evidence"``: the greatest marginal likelihood of labels
+    :math:`y_c \sim N(0, \tau(K + \lambda I))`, with the best :math:`\tau` for each lambda: the least
+    :math:`n \log \sum_c y_c^\top (K + \lambda I)^{-1} y_c + \log\det(K + \lambda I)`.
+
+    Args:
+        values: eigenvalues s of K, those that are not zero, [m]. energy: of the labels on each, [m].
+        mass: of the labels in all, at least the sum of ``energy``. n: samples. unit: tr(K) / n.
+        floor: the least strength that rounding lets through.
+    """
+    outside = max(mass - float(energy.sum()), 0.0)
+    low = max(LOWEST, math.log10(floor / unit))
+    relative = torch.logspace(low, HIGHEST, round((HIGHEST - low) * STEPS) + 1, dtype=torch.float64)
+    errors = []
+    for strength in (unit * relative).tolist():
+        shrunk = strength / (values + strength)
+        if rule == "gcv":
+            residual = outside + float((energy * shrunk.square()).sum())
+            errors.append(residual / n / ((n - len(values) + float(shrunk.sum())) / n) ** 2)
+        else:
+            quadratic = outside / strength + float((energy / (values + strength)).sum())
+            determinant = float((values + strength).log().sum()) + (n - len(values)) * math.log(strength)
+            errors.append(n * math.log(quadratic) + determinant)
+    best = min(range(len(errors)), key=errors.__getitem__)
+    chosen = float(relative[best])
+    return Strength(unit * chosen, chosen, errors[best], best in (0, len(errors) - 1))
+
+
+def by_task(rows: Tensor, targets: Tensor, unit: float, seed: int) -> Strength:
+    """The published rule of RanPAC: four fifths of the current task are fitted, the others say which strength is best.
+
+    The strength is then used on the sums of all tasks, which are another problem: with few samples in a task it can be
+    off by orders of magnitude, and one such task spoils all.
+
+    Args:
+        rows: the task's features [n, M]. targets: one-hot [n, C].
+    """
+    n = len(rows)
+    if n < 2:
+        raise DataError(f"the strength is to be chosen on the current task alone, which has {n} sample. Try 'gcv'.")
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).to(rows.device)
+    cut = max(1, min(n - 1, int(TASK_SHARE * n)))
+    fit, held = rows[order[:cut]].double(), rows[order[cut:]].double()
+    y_fit, y_held = targets[order[:cut]].double(), targets[order[cut:]].double()
+    grid = [10.0**k for k in range(-8, 9)]
+    if cut < fit.shape[1]:
+        values, vectors = torch.linalg.eigh(fit @ fit.T)
+        left, right = (held @ fit.T) @ vectors, vectors.T @ y_fit
+    else:
+        values, vectors = torch.linalg.eigh(fit.T @ fit)
+        left, right = held @ vectors, vectors.T @ (fit.T @ y_fit)
+    values = values.clamp(min=0)[:, None]
+    errors = [float((y_held - left @ (right / (values + unit * r))).square().sum()) for r in grid]
+    best = min(range(len(errors)), key=errors.__getitem__)
+    return Strength(unit * grid[best], grid[best], errors[best], best in (0, len(grid) - 1))
