@@ -113,6 +113,7 @@ def test_heads_that_differ_are_not_merged() -> None:
         head.merge(RidgeHead(RandomReLU(D, 20, seed=0), strength=0.2))
     with pytest.raises(ModelError, match="different lifts"):
         head.merge(RidgeHead(RandomReLU(D, 20, seed=7), strength=0.1).fit_task(*data()))
+    assert torch.equal(head.counts, torch.bincount(data()[1])), "a refused merge changes nothing"
 
 
 @pytest.mark.parametrize("lift", LIFTS)

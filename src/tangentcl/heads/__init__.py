@@ -7,11 +7,13 @@ from tangentcl.heads.lift import Lift, NoLift, NystromArcCosine, RandomReLU, arc
 from tangentcl.heads.recursive import RecursiveRidge
 from tangentcl.heads.ridge import RidgeHead
 from tangentcl.heads.strength import Strength
+from tangentcl.heads.truncated import Flush, TruncatedRidge
 
 __all__ = [
     "AnalyticHead",
     "ArcCosineRidge",
     "FeCAM",
+    "Flush",
     "HeadForecast",
     "Lift",
     "NoLift",
@@ -21,5 +23,6 @@ __all__ = [
     "RidgeHead",
     "SharedGaussian",
     "Strength",
+    "TruncatedRidge",
     "arc_cosine_kernel",
 ]

@@ -139,8 +139,13 @@ class AnalyticHead(nn.Module, ABC):
         self.grow(max(self.n_outputs, other.n_outputs))
         if other.n_outputs < self.n_outputs:
             other = copy.deepcopy(other).grow(self.n_outputs)
+        before = self.counts.clone()
         self.counts += other.counts.to(self.counts)
-        self._take_in(other)
+        try:
+            self._take_in(other)
+        except ModelError:
+            self.counts = before
+            raise
         return self
 
     @torch.no_grad()
