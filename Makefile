@@ -44,6 +44,7 @@ bench: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.forecast_scale
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ntk
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ntk_cl
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.heads
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -13,8 +13,10 @@ from typing_extensions import Self
 
 from tangentcl.errors import ConfigError, DataError
 from tangentcl.heads.head import AnalyticHead
+from tangentcl.heads.sums import add_gram
 
 BLOCK = 4096  # samples turned to float64 at once
+COLUMNS = 192  # of a block of the moment
 NO_SPREAD = 1e-12  # share of the second moment below which a variance is rounding: deviations of 1e-6 of the size
 
 
@@ -173,7 +175,7 @@ class SharedGaussian(AnalyticHead):
         for z, y in zip(features.split(BLOCK), labels.split(BLOCK)):
             z = z.to(self.sums)
             self.sums.index_add_(0, y, z, alpha=sign)
-            self.moment.addmm_(z.T, z, alpha=sign)
+            add_gram(self.moment, z, sign, COLUMNS)
         self.sums[self.counts == 0] = 0  # what rounding leaves of a class that is gone
         if not int(self.counts.sum()):
             self.moment.zero_()

@@ -104,7 +104,10 @@ class RandomReLU(Lift):
         projection = self.projection.to(features) / math.sqrt(self.width)
         if len(features) <= BLOCK:
             return F.relu_(features @ projection)
-        return torch.cat([F.relu_(block @ projection) for block in features.split(BLOCK)])
+        found = features.new_empty(len(features), self.width)
+        for block, out in zip(features.split(BLOCK), found.split(BLOCK)):
+            F.relu_(torch.mm(block, projection, out=out))
+        return found
 
 
 class NystromArcCosine(FittedShapes, Lift):

@@ -182,13 +182,13 @@ class RidgeHead(AnalyticHead):
     def _floor(sums: RidgeSums) -> float:
         """Below this a strength drowns in the rounding of G: 4 eps times its largest eigenvalue."""
         rounded = sums.is_dense and sums.width > EXACT_WIDTH
-        vector = sums.cross.sum(0)
+        matrix = sums.gram if sums.is_dense else sums.kernel  # the same eigenvalues
+        vector = sums.cross.sum(0) if sums.is_dense else sums.targets.sum(1)
         vector = vector if bool(vector.any()) else torch.ones_like(vector)
         largest = 0.0
         for _ in range(POWER_STEPS):
             vector = vector / vector.norm().clamp(min=torch.finfo(torch.float64).tiny)
-            rows = None if sums.is_dense else sums.rows.double()
-            vector = sums.gram @ vector if rows is None else rows.T @ (rows @ vector)
+            vector = matrix @ vector
             largest = float(vector.norm())
         return 4 * torch.finfo(torch.float32 if rounded else torch.float64).eps * max(largest, 1e-300)
 

@@ -91,7 +91,7 @@ def by_holdout(fitted: RidgeSums, held: RidgeSums, unit: float, start: float | N
 
     def error(decade: int) -> float:
         if decade not in errors:
-            errors[decade] = held.squared_error(fitted.weights(unit * 10.0**decade))
+            errors[decade] = fitted.error_on(held, unit * 10.0**decade)
         return errors[decade]
 
     return _parabola(_descend(error, round(math.log10(start)) if start else 0, low, HIGHEST), error, low, unit)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +14,13 @@ from typing_extensions import Self
 from tangentcl.errors import DataError
 from tangentcl.heads.head import FittedShapes
 
-COLUMNS = 1024  # width of the blocks of a Gram matrix; those below the diagonal are mirrored, not computed
+COLUMNS = 512  # width of the blocks of a Gram matrix; those below the diagonal are mirrored, not computed
 EXACT_WIDTH = 2048  # up to here products of float32 rows are taken in float64
 REFINEMENTS = 6
+SETTLED, ENOUGH = 1e-12, 1e-6  # relative residuals of weights, and of those that only tell strengths apart
 
 
-def add_gram(total: Tensor, rows: Tensor, sign: int = 1) -> None:
+def add_gram(total: Tensor, rows: Tensor, sign: int = 1, columns: int = COLUMNS) -> None:
     """``total += sign * rows^T rows``: blocks on and above the diagonal are multiplied, the others mirrored.
 
     Each block's product has the precision of ``rows``; the sum has that of ``total``.
@@ -25,18 +28,18 @@ def add_gram(total: Tensor, rows: Tensor, sign: int = 1) -> None:
     Args:
         total: [M, M], symmetric. rows: [n, M].
     """
-    edges = [*range(0, rows.shape[1], COLUMNS), rows.shape[1]]
+    edges = [*range(0, rows.shape[1], columns), rows.shape[1]]
     for a, b in itertools.pairwise(edges):
         product = rows[:, a:b].T @ rows[:, a:]  # [b - a, M - a]
         total[a:b, a:].add_(product, alpha=sign)
         total[b:, a:b] = total[a:b, b:].T
 
 
-def solve_spd(matrix: Tensor, strength: float, right: Tensor, *, single: bool) -> Tensor:
+def solve_spd(matrix: Tensor, strength: float, right: Tensor, *, single: bool, tolerance: float = SETTLED) -> Tensor:
     r""":math:`(G + \lambda I)^{-1} B` in float64.
 
     With ``single`` the factor is of float32, at half the cost, and its error is taken out by refinement: residuals in
-    float64 are solved for until they are 1e-12 of the right-hand side. Where that does not converge, or the factor does
+    float64 are solved for until they are ``tolerance`` of the right-hand side. Where that fails, or the factor does
     not exist, the factor is made in float64 (Higham, "Accuracy and Stability of Numerical Algorithms", chapter 12).
 
     Args:
@@ -49,7 +52,7 @@ def solve_spd(matrix: Tensor, strength: float, right: Tensor, *, single: bool) -
     tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     if single:
-        found = _refined(matrix, strength, right)
+        found = _refined(matrix, strength, right, tolerance)
         if found is not None:
             return found
     shifted = matrix.clone()
@@ -63,7 +66,7 @@ def solve_spd(matrix: Tensor, strength: float, right: Tensor, *, single: bool) -
     return torch.cholesky_solve(right, factor)
 
 
-def _refined(matrix: Tensor, strength: float, right: Tensor) -> Tensor | None:
+def _refined(matrix: Tensor, strength: float, right: Tensor, tolerance: float) -> Tensor | None:
     shifted = matrix.float()
     shifted.diagonal().add_(strength)
     factor, failed = torch.linalg.cholesky_ex(shifted)
@@ -74,13 +77,23 @@ def _refined(matrix: Tensor, strength: float, right: Tensor) -> Tensor | None:
     for _ in range(REFINEMENTS):
         residual = right - matrix @ found - strength * found
         error = float(residual.norm())
-        if error <= 1e-12 * size:
+        if error <= tolerance * size:
             return found
         if not error < before / 2:
             break
         before = error
         found = found + torch.cholesky_solve(residual.float(), factor).double()
-    return found if before <= 1e-9 * size else None
+    return found if before <= max(1e-9, tolerance) * size else None
+
+
+def extended(known: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``a b^T`` in float64, [n, m], of which the first rows and columns are ``known`` already."""
+    n, m = known.shape
+    if (n, m) == (len(a), len(b)):
+        return known
+    b = b.double()
+    top = known if m == len(b) else torch.cat([known, a[:n].double() @ b[m:].T], 1)
+    return torch.cat([top, a[n:].double() @ b.T]) if n < len(a) else top
 
 
 class RidgeSums(FittedShapes):
@@ -116,6 +129,35 @@ class RidgeSums(FittedShapes):
         self.register_buffer("cross", torch.zeros(0, width, dtype=torch.float64))
         self.register_buffer("mass", torch.zeros((), dtype=torch.float64))
         self.register_buffer("n", torch.zeros((), dtype=torch.int64))
+        self._kernel = torch.zeros(0, 0, dtype=torch.float64)  # of the rows, and with those of another: both only grow
+        self._between = torch.zeros(0, 0, dtype=torch.float64)
+
+    @property
+    def kernel(self) -> Tensor:
+        """Inner products of the rows, float64 [r, r]."""
+        n, rows = len(self._kernel), self.rows
+        if n < len(rows):
+            below = rows[n:].double() @ rows.double().T
+            self._kernel = torch.cat([torch.cat([self._kernel, below[:, :n].T], 1), below])
+        return self._kernel
+
+    def kernel_with(self, other: RidgeSums) -> Tensor:
+        """Inner products of another's rows with these, float64 [s, r]; of one other, always the same."""
+        self._between = extended(self._between, other.rows, self.rows)
+        return self._between
+
+    def _forget_kernels(self) -> None:
+        self._kernel, self._between = self._kernel.new_zeros(0, 0), self._between.new_zeros(0, 0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._forget_kernels()
+        found = super()._apply(fn, recurse)
+        self._kernel, self._between = self._kernel.to(self.cross), self._between.to(self.cross)
+        return found
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._forget_kernels()
 
     @property
     def is_dense(self) -> bool:
@@ -140,8 +182,8 @@ class RidgeSums(FittedShapes):
         if not len(labels):
             return
         root = weights.sqrt()
-        rows = features * root[:, None].to(features)
-        self.cross.index_add_(0, labels, sign * rows.double() * root[:, None])
+        rows = features if bool((root == 1).all()) else features * root[:, None].to(features)
+        self._add_cross(rows, labels, root, sign)
         self.mass += sign * weights.sum()
         self.n += sign * len(labels)
         if sign > 0 and not self.is_dense and len(self.rows) + len(rows) < self.width:
@@ -151,6 +193,13 @@ class RidgeSums(FittedShapes):
             return
         self._make_dense()
         self._multiply(rows, sign)
+
+    def _add_cross(self, rows: Tensor, labels: Tensor, root: Tensor, sign: int) -> None:
+        """Q, as a product with the one-hot labels of the classes that came."""
+        present, places = labels.unique(return_inverse=True)
+        dtype = torch.float64 if self.width <= EXACT_WIDTH else rows.dtype
+        hot = (F.one_hot(places, len(present)) * root[:, None]).to(dtype)
+        self.cross[present] += sign * (hot.T @ rows.to(dtype)).double()
 
     def take_in(self, other: Self) -> None:
         """Add another's sums."""
@@ -171,9 +220,22 @@ class RidgeSums(FittedShapes):
     def joined(self, other: Self) -> RidgeSums:
         """The sums over both, as a new object."""
         both = RidgeSums(self.width).to(self.cross.device)
-        both.append(len(self.cross))
-        both.take_in(self)
-        both.take_in(other)
+        both.cross, both.mass, both.n = self.cross + other.cross, self.mass + other.mass, self.n + other.n
+        if not self.is_dense and not other.is_dense and len(self.rows) + len(other.rows) < self.width:
+            both.rows = torch.cat([self.rows.to(other.rows), other.rows])
+            both.labels = torch.cat([self.labels, other.labels])
+            both.root_weights = torch.cat([self.root_weights, other.root_weights])
+            between = self.kernel_with(other)
+            both._kernel = torch.cat([torch.cat([self.kernel, between.T], 1), torch.cat([between, other.kernel], 1)])
+            return both
+        dense = [one for one in (self, other) if one.is_dense]
+        both.gram = dense[0].gram + dense[1].gram if len(dense) == 2 else self.cross.new_zeros(self.width, self.width)
+        if len(dense) < 2:
+            for one in (self, other):
+                if one.is_dense:
+                    both.gram += one.gram
+                else:
+                    both._multiply(one.rows, 1)
         return both
 
     def _multiply(self, rows: Tensor, sign: int) -> None:
@@ -186,29 +248,36 @@ class RidgeSums(FittedShapes):
         self.gram = self.cross.new_zeros(self.width, self.width)
         self._multiply(self.rows, 1)
         self.rows, self.labels, self.root_weights = self.rows[:0], self.labels[:0], self.root_weights[:0]
+        self._forget_kernels()
 
     @property
     def targets(self) -> Tensor:
         r"""Of the rows: :math:`\sqrt w\,y`, float64 [r, C]."""
         return F.one_hot(self.labels, len(self.cross)).double() * self.root_weights[:, None]
 
-    def weights(self, strength: float) -> Tensor:
+    def weights(self, strength: float, tolerance: float = SETTLED) -> Tensor:
         r""":math:`W = (G + \lambda I)^{-1} Q^\top`, float64 [M, C].
 
         Raises:
             DataError: the system is singular at this strength.
         """
         if self.is_dense:
-            return solve_spd(self.gram, strength, self.cross.T, single=self.width > EXACT_WIDTH)
-        rows = self.rows.double()
-        return rows.T @ solve_spd(rows @ rows.T, strength, self.targets, single=False)
+            return solve_spd(self.gram, strength, self.cross.T, single=self.width > EXACT_WIDTH, tolerance=tolerance)
+        return self.rows.double().T @ solve_spd(self.kernel, strength, self.targets, single=False)
+
+    def error_on(self, held: RidgeSums, strength: float) -> float:
+        """Squared error on another's samples at this strength."""
+        if self.is_dense or held.is_dense:
+            return held.squared_error(self.weights(strength, ENOUGH))
+        dual = solve_spd(self.kernel, strength, self.targets, single=self.width > EXACT_WIDTH, tolerance=ENOUGH)
+        return float((held.targets - self.kernel_with(held) @ dual).square().sum())
 
     def solve(self, strength: float, right: Tensor) -> Tensor:
         r""":math:`(G + \lambda I)^{-1} B` for any B, float64 [M, k]."""
         if self.is_dense:
             return solve_spd(self.gram, strength, right, single=self.width > EXACT_WIDTH)
         rows = self.rows.double()  # (H'H + l)^-1 = (I - H' (HH' + l)^-1 H) / l
-        return (right - rows.T @ solve_spd(rows @ rows.T, strength, rows @ right, single=False)) / strength
+        return (right - rows.T @ solve_spd(self.kernel, strength, rows @ right, single=False)) / strength
 
     def squared_error(self, weights: Tensor) -> float:
         r""":math:`\sum w \|y - W^\top h\|^2 = \sum w - 2\,\mathrm{tr}\,QW + \mathrm{tr}\,W^\top G W`."""
@@ -224,6 +293,6 @@ class RidgeSums(FittedShapes):
             inside = self.cross @ vectors[:, kept]  # V^T Q
             return values[kept], inside.square().sum(0) / values[kept]
         rows = self.rows.double()
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        values, vectors = torch.linalg.eigh(self.kernel)
         kept = values > values[-1:].clamp(min=0) * max(rows.shape) * torch.finfo(torch.float64).eps
         return values[kept], (vectors[:, kept].T @ self.targets).square().sum(1)
