@@ -125,6 +125,23 @@ def test_few_shot_metrics_only_for_few_shot_and_class_forgetting_not_for_domains
     assert metrics.harmonic_accuracy(zeros, [1, 1]) == 0
 
 
+def test_harmonic_accuracies_by_hand():
+    H = metrics.harmonic_accuracies(R3, N3)
+    assert np.isnan(H[0])
+    assert H[1] == pytest.approx(2 * 0.7 * 0.8 / 1.5)
+    assert H[2] == metrics.harmonic_accuracy(R3, N3)
+    s = metrics.summary(R3, N3, None, None, "few_shot")
+    assert s["harmonic_accuracies"] == [None, pytest.approx(H[1]), s["harmonic_accuracy"]]
+    assert metrics.summary(R3, N3, None, None, "class")["harmonic_accuracies"] is None
+    assert metrics.summary(ONLY_LAST, N3, None, None, "few_shot")["harmonic_accuracies"] is None
+    assert metrics.summary([[0.5]], [10], None, None, "few_shot")["harmonic_accuracies"] is None
+    np.testing.assert_array_equal(metrics.harmonic_mean([0.0, 0.5, NAN], [0.0, 1.0, 0.5]), [0.0, 2 / 3, NAN])
+    with pytest.raises(DataError, match="one shape"):
+        metrics.harmonic_mean([0.5], 0.5)
+    with pytest.raises(DataError, match="Divide by 100"):
+        metrics.harmonic_mean([50.0], [50.0])
+
+
 @pytest.mark.parametrize(
     "call, words",
     [

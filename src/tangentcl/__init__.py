@@ -52,7 +52,21 @@ if TYPE_CHECKING:
         vulnerability,
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
-    from tangentcl.methods import METHODS, NCM, NTKCL, SLDA, FeCAM, Finetune, Joint, Method, Nystrom, RanPAC, Replay
+    from tangentcl.methods import (
+        METHODS,
+        NCM,
+        NTKCL,
+        NTKFSCIL,
+        SLDA,
+        FeCAM,
+        Finetune,
+        Joint,
+        LoRanPAC,
+        Method,
+        Nystrom,
+        RanPAC,
+        Replay,
+    )
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
     from tangentcl.training import StreamResult, TrainingPlan, run_stream
@@ -70,7 +84,7 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom",
+    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -84,6 +98,7 @@ __all__ = [
     "METHODS",
     "NCM",
     "NTKCL",
+    "NTKFSCIL",
     "SGD",
     "SLDA",
     "AdamW",
@@ -100,6 +115,7 @@ __all__ = [
     "GradientFlow",
     "Joint",
     "Kernel",
+    "LoRanPAC",
     "Method",
     "Nystrom",
     "Prepared",

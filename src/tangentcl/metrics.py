@@ -231,6 +231,41 @@ def performance_drop(matrix: npt.ArrayLike, n_test: npt.ArrayLike | None, *, ave
     return float(first - last)
 
 
+def harmonic_mean(base: npt.ArrayLike, novel: npt.ArrayLike) -> Array:
+    """Harmonic mean ``2 a b / (a + b)`` of base and novel accuracies, entry by entry; 0 if both are 0, NaN stays.
+
+    Raises:
+        DataError: different shapes, or an accuracy outside [0, 1].
+
+    >>> harmonic_mean([0.5, 0.75], [0.5, 0.25]).tolist()
+    [0.5, 0.375]
+    """
+    a, b = _numbers(base, "base"), _numbers(novel, "novel")
+    if a.shape != b.shape:
+        raise DataError(f"base and novel accuracies must have one shape, got {a.shape} and {b.shape}")
+    _fractions(a, "base")
+    _fractions(b, "novel")
+    both = a + b
+    return 2 * a * b / np.where(both == 0, 1.0, both)
+
+
+def harmonic_accuracies(matrix: npt.ArrayLike, n_test: npt.ArrayLike) -> Array:
+    """Harmonic mean of base and novel accuracy after each session; [T], NaN for the base session, which has no novel.
+
+    ``H_t = 2 A_b A_n / (A_b + A_n)`` with ``A_b = R[t, 1]`` and ``A_n`` the accuracy on the samples of tasks 2..t.
+    The last entry is `harmonic_accuracy`; NaN too where a row is not fully evaluated.
+
+    >>> harmonic_accuracies([[1.0, float("nan")], [0.5, 0.5]], [100, 300]).tolist()
+    [nan, 0.5]
+    """
+    R = _matrix(matrix)
+    H = np.full(len(R), np.nan)
+    if len(R) > 1:
+        novel = session_accuracy(R[1:, 1:], _weights(n_test, len(R), "sample")[1:])
+        H[1:] = harmonic_mean(R[1:, 0], novel)
+    return H
+
+
 def harmonic_accuracy(matrix: npt.ArrayLike, n_test: npt.ArrayLike) -> float:
     """Few-shot harmonic accuracy ``2 A_b A_n / (A_b + A_n)`` after the last session (Peng et al., ALICE, 2022).
 
@@ -241,10 +276,8 @@ def harmonic_accuracy(matrix: npt.ArrayLike, n_test: npt.ArrayLike) -> float:
     """
     R = _matrix(matrix)
     _two_tasks(len(R), "harmonic accuracy")
-    last = _all_known(R[-1], "harmonic accuracy", "last row, task")
-    w = _weights(n_test, len(R), "sample")[1:]
-    base, novel = last[0], last[1:] @ w / w.sum()
-    return float(2 * base * novel / (base + novel)) if base + novel > 0 else 0.0
+    _all_known(R[-1], "harmonic accuracy", "last row, task")
+    return float(harmonic_accuracies(R, n_test)[-1])
 
 
 def summary(
@@ -301,6 +334,7 @@ def summary(
         "intransigence": None if joint is None else _listed(intransigence(R, joint)[-1:])[0],
         "performance_drop": _known(lambda: performance_drop(R, n)) if few_shot else None,
         "harmonic_accuracy": _known(lambda: harmonic_accuracy(R, n)) if few_shot else None,
+        "harmonic_accuracies": _known(lambda: _every_session(harmonic_accuracies(R, n))) if few_shot else None,
         "session_accuracy": _listed(session_accuracy(R, n)),
         "session_accuracy_task_mean": _listed(session_accuracy(R, n, averaging="task")),
         "forgetting_per_task": _known(lambda: _listed(forgetting_per_task(R))),
@@ -335,6 +369,12 @@ def _known(metric: Callable[[], Any]) -> Any:
         return metric()
     except NotEvaluated:
         return None
+
+
+def _every_session(values: Array) -> list[float | None]:
+    _two_tasks(len(values), "harmonic accuracies")
+    _all_known(values[1:], "harmonic accuracies", "row after the base session,")
+    return _listed(values)
 
 
 def _listed(values: Array) -> list[float | None]:

@@ -9,8 +9,10 @@ from tangentcl.methods.analytic import Analytic
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.joint import Joint
+from tangentcl.methods.loranpac import LoRanPAC
 from tangentcl.methods.method import Method
 from tangentcl.methods.ncm import NCM
+from tangentcl.methods.ntk_fscil import NTKFSCIL
 from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.nystrom import Nystrom
 from tangentcl.methods.ranpac import RanPAC
@@ -27,17 +29,21 @@ METHODS: dict[str, type[Method]] = {
     "slda": SLDA,
     "fecam": FeCAM,
     "nystrom": Nystrom,
+    "loranpac": LoRanPAC,
+    "ntk_fscil": NTKFSCIL,
 }
 
 __all__ = [
     "METHODS",
     "NCM",
     "NTKCL",
+    "NTKFSCIL",
     "SLDA",
     "Analytic",
     "FeCAM",
     "Finetune",
     "Joint",
+    "LoRanPAC",
     "Method",
     "Nystrom",
     "RanPAC",

@@ -4,6 +4,7 @@ from tangentcl.theory.anchor import anchor_efficiency, relative_move
 from tangentcl.theory.capacity import capacity_radius, rademacher_term
 from tangentcl.theory.centring import centred_moment, mean_features
 from tangentcl.theory.dimension import effective_dimension, participation_ratio
+from tangentcl.theory.gram_health import GramHealth, condition_number, gram_spectrum, label_alignment, rkhs_norm
 from tangentcl.theory.interplay import class_forgetting, forgetting_vector, interplay_energy
 from tangentcl.theory.laziness import Laziness, kernel_alignment, kernel_change, linearisation_error
 from tangentcl.theory.overlap import kernel_overlap
@@ -15,6 +16,7 @@ from tangentcl.theory.subspaces import main_directions, principal_cosines, subsp
 from tangentcl.theory.views import effective_samples, held_out_residuals, view_correlation
 
 __all__ = [
+    "GramHealth",
     "Laziness",
     "RidgeStep",
     "RiskCurve",
@@ -24,14 +26,17 @@ __all__ = [
     "capacity_radius",
     "centred_moment",
     "class_forgetting",
+    "condition_number",
     "effective_dimension",
     "effective_samples",
     "forgetting_vector",
+    "gram_spectrum",
     "held_out_residuals",
     "interplay_energy",
     "kernel_alignment",
     "kernel_change",
     "kernel_overlap",
+    "label_alignment",
     "learning_curve",
     "linearisation_error",
     "main_directions",
@@ -42,6 +47,7 @@ __all__ = [
     "rademacher_term",
     "relative_move",
     "risk_curve",
+    "rkhs_norm",
     "staleness",
     "subspace_energy",
     "view_correlation",
