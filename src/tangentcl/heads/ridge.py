@@ -12,9 +12,10 @@ from typing_extensions import Self
 
 from tangentcl.errors import ConfigError, ModelError
 from tangentcl.heads.head import AnalyticHead
+from tangentcl.heads.holdout import HeldOut
 from tangentcl.heads.lift import Lift
 from tangentcl.heads.strength import Rule, Strength, by_holdout, by_spectrum, by_task, checked_rule, held_out
-from tangentcl.heads.sums import EXACT_WIDTH, RidgeSums
+from tangentcl.heads.sums import EXACT_WIDTH, SETTLED, RidgeSums
 
 POWER_STEPS = 8
 
@@ -151,46 +152,39 @@ class RidgeHead(AnalyticHead):
 
     @torch.no_grad()
     def _solve(self) -> None:
-        everything = self._everything()
-        unit = everything.trace / max(int(everything.n), 1)
+        apart = self.rule == "holdout" and bool(self.held.n) and bool(self.fitted.n)
+        sums: RidgeSums | HeldOut = HeldOut(self.fitted, self.held) if apart else self._everything()
+        unit = sums.trace / max(int(self.fitted.n) + int(self.held.n), 1)
         if not unit > 0:  # all features are zero, and so is every score
             self._strength = Strength(1.0, 1.0, float("nan"), False)
-            self._weights = everything.cross.T.clone()
+            self._weights = (self.fitted.cross + self.held.cross).T.clone()
             return
-        self._strength = self._chosen(everything, unit)
-        self._weights = everything.weights(self._strength.value)
+        self._strength = self._chosen(sums, unit)
+        self._weights = sums.weights(self._strength.value)
         if isinstance(self.rule, str) and self.rule != "task":
             self.last.fill_(self._strength.relative)
 
     def _everything(self) -> RidgeSums:
         return self.fitted.joined(self.held) if int(self.held.n) else self.fitted
 
-    def _chosen(self, everything: RidgeSums, unit: float) -> Strength:
+    def _chosen(self, sums: RidgeSums | HeldOut, unit: float) -> Strength:
         if not isinstance(self.rule, str):
             return Strength(unit * self.rule, self.rule, float("nan"), False)
-        floor = self._floor(everything)
+        floor = self._floor(sums)
         if self.rule == "task":
             relative = max(float(self.last), floor / unit)
             return Strength(unit * relative, relative, float("nan"), False)
-        if self.rule == "holdout" and int(self.held.n) and int(self.fitted.n):
-            return by_holdout(self.fitted, self.held, unit, float(self.last) or None, floor)
-        values, energy = everything.spectrum()
+        if isinstance(sums, HeldOut):
+            return by_holdout(sums.curve, unit, float(self.last) or None, floor)
+        values, energy = sums.spectrum()
         rule: Literal["gcv", "evidence"] = "evidence" if self.rule == "evidence" else "gcv"
-        return by_spectrum(values, energy, float(everything.mass), int(everything.n), unit, rule, floor)
+        return by_spectrum(values, energy, float(sums.mass), int(sums.n), unit, rule, floor)
 
-    @staticmethod
-    def _floor(sums: RidgeSums) -> float:
+    def _floor(self, sums: RidgeSums | HeldOut) -> float:
         """Below this a strength drowns in the rounding of G: 4 eps times its largest eigenvalue."""
-        rounded = sums.is_dense and sums.width > EXACT_WIDTH
-        matrix = sums.gram if sums.is_dense else sums.kernel  # the same eigenvalues
-        vector = sums.cross.sum(0) if sums.is_dense else sums.targets.sum(1)
-        vector = vector if bool(vector.any()) else torch.ones_like(vector)
-        largest = 0.0
-        for _ in range(POWER_STEPS):
-            vector = vector / vector.norm().clamp(min=torch.finfo(torch.float64).tiny)
-            vector = matrix @ vector
-            largest = float(vector.norm())
-        return 4 * torch.finfo(torch.float32 if rounded else torch.float64).eps * max(largest, 1e-300)
+        rounded = (self.fitted.is_dense or self.held.is_dense) and self.fitted.width > EXACT_WIDTH
+        eps = torch.finfo(torch.float32 if rounded else torch.float64).eps
+        return 4 * eps * max(sums.largest(POWER_STEPS), 1e-300)
 
     def _scores(self, features: Tensor) -> Tensor:
         return self.lifted(features) @ self.weights.to(features)
@@ -206,7 +200,7 @@ class RidgeHead(AnalyticHead):
             x: features [n, d]. y: features [m, d].
         """
         left, right = self.lifted(x).double(), self.lifted(y).double()
-        return left @ self._everything().solve(self.strength.value, right.T)
+        return left @ self._everything().system(self.strength.value)(right.T, SETTLED)
 
     @torch.no_grad()
     def update_drift(self, old: Tensor, new: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from tangentcl.errors import ConfigError, DataError, nearest
-from tangentcl.heads.sums import RidgeSums
+from tangentcl.heads.holdout import Curve
 
 Rule = Literal["holdout", "gcv", "evidence", "task"]
 LOWEST, HIGHEST = -8, 4  # decades of the strength, in units of the mean squared length of a feature
-STEPS = 4  # grid points in a decade where one decomposition serves all
+GRID = 8  # strengths in a decade to choose from where each costs a factorisation
+FLAT = 1e-4  # share of the error that is not worth a factorisation
+PLACE = math.log(10) / GRID  # of ln lambda, between two of them
+STEPS = 4  # and where one decomposition serves all
 TASK_SHARE = 0.8  # of a task's samples are fitted under the published rule
 
 
@@ -65,55 +68,48 @@ def held_out(features: Tensor, share: float) -> Tensor:
     return fraction < share
 
 
-def by_holdout(fitted: RidgeSums, held: RidgeSums, unit: float, start: float | None, floor: float) -> Strength:
-    r"""The strength with the least squared error on held-out samples, from sums alone.
+def by_holdout(curve: Callable[[float], Curve], unit: float, start: float | None, floor: float) -> Strength:
+    r"""The strength with the least squared error on held-out samples, of eight in a decade.
 
-    .. math:: E(\lambda) = \sum w - 2\,\mathrm{tr}\,Q_v W_\lambda + \mathrm{tr}\,W_\lambda^\top G_v W_\lambda, \qquad
-        W_\lambda = (G_f + \lambda I)^{-1} Q_f^\top.
-
-    The error falls and rises once in :math:`\log\lambda`: from ``start`` a walk over whole decades finds the three that
-    hold the minimum, at three factorisations where the last choice still holds, and a parabola through them its place.
+    The error falls and rises once in :math:`\ln\lambda`. Newton's method on its slope, a decade at most in one step and
+    by halves between two strengths where it would leave them, ends with a step of one place or none, at one
+    factorisation where the last choice nearly holds. Places on a grid make the choice independent of where it began.
+    The error of a place that the last step went to is that of the parabola through the one before.
 
     Args:
-        fitted, held: sums over the samples that are fitted and kept aside. unit: tr(G) / n over both.
+        curve: the error at a strength. unit: tr(G) / n over all samples.
         start: the last choice, relative. floor: the least strength that rounding lets through.
-
-    Raises:
-        DataError: nothing was held out, or nothing is left.
     """
-    if not int(held.n) or not int(fitted.n):
-        raise DataError(
-            f"of {int(held.n) + int(fitted.n)} samples {int(held.n)} are held out, which leaves nothing to choose the "
-            "strength by. Give strength a number, or a larger holdout."
-        )
-    low = max(LOWEST, math.ceil(math.log10(floor / unit)))
-    errors: dict[int, float] = {}
-
-    def error(decade: int) -> float:
-        if decade not in errors:
-            errors[decade] = fitted.error_on(held, unit * 10.0**decade)
-        return errors[decade]
-
-    return _parabola(_descend(error, round(math.log10(start)) if start else 0, low, HIGHEST), error, low, unit)
-
-
-def _descend(error: Callable[[int], float], at: int, low: int, high: int) -> int:
-    at = min(max(at, low), high)
-    while at > low and error(at - 1) < error(at):
-        at -= 1
-    while at < high and error(at + 1) < error(at):
-        at += 1
-    return at
+    low, high = max(LOWEST * GRID, math.ceil(math.log10(floor / unit) * GRID)), HIGHEST * GRID
+    seen: set[int] = set()
+    below, above = low - 1, high + 1  # the error falls at the one and rises at the other
+    at = min(max(round(math.log10(start) * GRID) if start else 0, low), high)
+    while True:
+        found = curve(unit * 10.0 ** (at / GRID))
+        seen.add(at)
+        step = _newton(found)
+        below, above = (max(below, at) if step > 0 else below), (min(above, at) if step < 0 else above)
+        if abs(step) <= 1 or above - below <= 1:
+            break
+        wanted = at + step
+        at = wanted if below < wanted < above else (below + above) // 2
+    end = at + step if below < at + step < above and at + step not in seen else at
+    relative, along = 10.0 ** (end / GRID), (end - at) * PLACE
+    error = found.error + along * found.slope + along**2 * found.bend / 2
+    return Strength(unit * relative, relative, error, end in (low, high))
 
 
-def _parabola(at: int, error: Callable[[int], float], low: int, unit: float) -> Strength:
-    if at in (low, HIGHEST):
-        return Strength(unit * 10.0**at, 10.0**at, error(at), True)
-    left, middle, right = error(at - 1), error(at), error(at + 1)
-    bend = left - 2 * middle + right
-    shift = 0.5 * (left - right) / bend if bend > 0 else 0.0
-    relative = 10.0 ** (at + shift)
-    return Strength(unit * relative, relative, middle, False)
+def _newton(curve: Curve) -> int:
+    """Places on the grid to the minimum, as slope and bend have it; a decade towards it where they do not tell.
+
+    None where a strength much smaller would gain nothing: as lambda vanishes the error falls to its limit in proportion
+    to it, and Newton's steps would follow for ever.
+    """
+    if curve.bend > 0:
+        if abs(curve.slope) <= FLAT * curve.error:
+            return 0
+        return round(min(max(-curve.slope / (curve.bend * PLACE), -GRID), GRID))
+    return GRID if curve.slope < 0 else -GRID if curve.slope > 0 else 0
 
 
 def by_spectrum(
