@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,18 +12,23 @@ from torch import Tensor
 
 from tangentcl.errors import ConfigError, DataError, ModelError
 from tangentcl.heads import (
+    AnalyticHead,
     ArcCosineRidge,
+    FeCAM,
     Lift,
     NoLift,
     NystromArcCosine,
     RandomReLU,
     RecursiveRidge,
     RidgeHead,
+    SharedGaussian,
+    TruncatedRidge,
     arc_cosine_kernel,
 )
 from tangentcl.heads import sums as sums_module
+from tangentcl.heads.holdout import HeldOut
 from tangentcl.heads.strength import held_out
-from tangentcl.heads.sums import RidgeSums, add_gram, solve_spd
+from tangentcl.heads.sums import Factored, add_gram
 from tangentcl.linalg import gram_spectrum, ridge
 from tangentcl.theory import risk_curve
 
@@ -155,13 +161,14 @@ def test_the_held_out_error_from_sums_is_the_direct_one(lift: str) -> None:
     h, targets = head.lifted(z), torch.nn.functional.one_hot(y).double()
     unit = float(h.square().sum()) / len(z)
     errors = []
-    for decade in range(-8, 5):
-        w, _ = ridge(h[~aside], targets[~aside], unit * 10.0**decade)
+    grid = [unit * 10.0 ** (k / 8) for k in range(-8 * 8, 4 * 8 + 1)]  # eight in a decade
+    for strength in grid:
+        w, _ = ridge(h[~aside], targets[~aside], strength)
         errors.append(float((h[aside] @ w - targets[aside]).square().sum()))
-        assert head.held.squared_error(head.fitted.weights(unit * 10.0**decade)) == pytest.approx(errors[-1], rel=1e-9)
-    best = int(np.argmin(errors)) - 8
-    assert abs(np.log10(head.strength.relative) - best) <= 0.5
-    assert head.strength.error == pytest.approx(min(errors), rel=1e-9)
+        assert head.held.squared_error(head.fitted.weights(strength)) == pytest.approx(errors[-1], rel=1e-9)
+        assert HeldOut(head.fitted, head.held).curve(strength).error == pytest.approx(errors[-1], rel=1e-8)
+    assert head.strength.value == pytest.approx(grid[int(np.argmin(errors))], rel=1e-9)
+    assert head.strength.error == pytest.approx(min(errors), rel=1e-3)  # of a parabola, where the last step went
     expected = joint_weights(head, z, y, 6)  # weights are of all samples, those kept aside too
     torch.testing.assert_close(head.weights, expected, rtol=1e-8, atol=1e-10)
 
@@ -305,8 +312,8 @@ def test_state_goes_into_a_fresh_head(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_are_solved_for_once_after_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     head = RidgeHead(NoLift(D), strength=0.1).fit_task(*data())
     solved = []
-    real = RidgeSums.weights
-    monkeypatch.setattr(RidgeSums, "weights", lambda self, s: solved.append(s) or real(self, s))
+    real = Factored.solve
+    monkeypatch.setattr(Factored, "solve", lambda self, *a: solved.append(self) or real(self, *a))
     head.predict(data()[0])
     head.predict(data()[0])
     assert len(solved) == 1
@@ -327,13 +334,13 @@ def test_a_float32_factor_with_refinement_is_as_good_as_a_float64_one() -> None:
     rows = torch.randn(80, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     matrix, right = rows.T @ rows, torch.randn(60, 4, dtype=torch.float64)
     exact = torch.linalg.solve(matrix + 1e-3 * torch.eye(60).double(), right)
-    refined = solve_spd(matrix, 1e-3, right, single=True)
+    refined = Factored(matrix, 1e-3, single=True).solve(right)
     assert float((refined - exact).norm() / exact.norm()) < 1e-10
     hard = rows[:30].T @ rows[:30]  # of rank 30: no factor in float32 at this strength
     exact = torch.linalg.solve(hard + 1e-9 * torch.eye(60).double(), right)
-    assert float((solve_spd(hard, 1e-9, right, single=True) - exact).norm() / exact.norm()) < 1e-5
+    assert float((Factored(hard, 1e-9, single=True).solve(right) - exact).norm() / exact.norm()) < 1e-5
     with pytest.raises(DataError, match="singular"):
-        solve_spd(-matrix, 1e-3, right, single=True)
+        Factored(-matrix, 1e-3, single=True).solve(right)
 
 
 def test_wide_heads_in_float32_agree_with_float64(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,3 +454,27 @@ def test_digits_are_learned_and_a_strength_from_all_tasks_does_not_collapse() ->
         now = (~test & (y // 2 == t)).nonzero().flatten()[:40]
         small.fit_task(x[now], y[now])
     assert small.strength.relative in [pytest.approx(10.0**k) for k in range(-8, 9)]
+
+
+@pytest.mark.parametrize("name", ["ridge", "ridge-wide", "truncated", "recursive", "shared", "fecam", "arc-cosine"])
+def test_autocast_changes_nothing(name: str) -> None:
+    """A run in bf16 learns and predicts under autocast; sums and solves must not be of eight bits."""
+    makes: dict[str, Callable[[], AnalyticHead]] = {
+        "ridge": lambda: RidgeHead(RandomReLU(D, 40, seed=0)),
+        "ridge-wide": lambda: RidgeHead(RandomReLU(D, 2100, seed=0), strength=0.1),
+        "truncated": lambda: TruncatedRidge(RandomReLU(D, 40, seed=0), block=50),
+        "recursive": lambda: RecursiveRidge(RandomReLU(D, 40, seed=0), strength=0.1),
+        "shared": lambda: SharedGaussian(D),
+        "fecam": lambda: FeCAM(D),
+        "arc-cosine": lambda: ArcCosineRidge(D, strength=0.1),
+    }
+    z, y = data(200)
+    z = z.float()
+    plain, half = makes[name]().fit_task(z, y), makes[name]()
+    with torch.autocast("cpu", torch.bfloat16):
+        half.fit_task(z, y)
+        found = half.predict(z)
+        drift = half.forecast(z[:5], z[5:9], y[5:9]).drift
+    assert found.dtype in (torch.float32, torch.float64)
+    torch.testing.assert_close(found, plain.predict(z), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(drift, plain.forecast(z[:5], z[5:9], y[5:9]).drift, rtol=1e-4, atol=1e-6)

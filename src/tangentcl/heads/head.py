@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import ParamSpec, Self
 
 from tangentcl.errors import DataError, ModelError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,19 @@ class HeadForecast:
         now = self.outputs[:, :known].argmax(1) == labels
         after = (self.outputs + self.drift).argmax(1) == labels
         return float(now.double().mean()), float(after.double().mean())
+
+
+def in_full_precision(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of a head without gradients and outside autocast: sums in bf16 would lose all that they promise."""
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        head = args[0]
+        assert isinstance(head, AnalyticHead)
+        with torch.no_grad(), torch.autocast(head.counts.device.type, enabled=False):
+            return method(*args, **kwargs)
+
+    return wrapped
 
 
 class AnalyticHead(nn.Module, ABC):
@@ -91,7 +108,7 @@ class AnalyticHead(nn.Module, ABC):
             self._append(n_new)
         return self
 
-    @torch.no_grad()
+    @in_full_precision
     def fit_task(self, features: Tensor, labels: Tensor) -> Self:
         """Learn samples; new labels append classes.
 
@@ -104,7 +121,7 @@ class AnalyticHead(nn.Module, ABC):
         self._absorb(features, labels, 1)
         return self
 
-    @torch.no_grad()
+    @in_full_precision
     def forget(self, features: Tensor, labels: Tensor) -> Self:
         """Unlearn samples that were learned: what remains is what a head would be that never saw them.
 
@@ -124,7 +141,7 @@ class AnalyticHead(nn.Module, ABC):
         self._absorb(features, labels, -1)
         return self
 
-    @torch.no_grad()
+    @in_full_precision
     def merge(self, other: Self) -> Self:
         """Learn what another head of the same settings has learned, without its samples; ``other`` stays as it is.
 
@@ -148,7 +165,7 @@ class AnalyticHead(nn.Module, ABC):
             raise
         return self
 
-    @torch.no_grad()
+    @in_full_precision
     def predict(self, features: Tensor) -> Tensor:
         """Scores [n, C], in float32 at least; the class is the arg max.
 
@@ -159,14 +176,13 @@ class AnalyticHead(nn.Module, ABC):
             raise DataError(f"expected features [n, {self.width}], got {list(features.shape)}.")
         if features.dtype in (torch.bfloat16, torch.float16):
             features = features.float()
-        with torch.autocast(features.device.type, enabled=False):
-            scores = self._scores(features)
+        scores = self._scores(features)
         return scores.masked_fill(self.counts == 0, -torch.inf)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.predict(features)
 
-    @torch.no_grad()
+    @in_full_precision
     def forecast(self, old: Tensor, new: Tensor, labels: Tensor) -> HeadForecast:
         """What learning new samples would do to the scores of old ones. Nothing is learned.
 
