@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import tomli_w
 
+from tangentcl.experiments import load_experiment
+from tangentcl.experiments.run import run_experiment
 from tangentcl.records import Record, RecordWriter
-from tangentcl.reports import rows, select, to_json, to_markdown, to_text
+from tangentcl.reports import rows, select, to_json, to_markdown, to_text, write_report
 from tangentcl.reports.tables import PROTOCOL, Cell, percent
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +58,48 @@ def test_no_regret_without_the_joint_run_of_the_same_problem(tmp_path, write):
     other = tmp_path / "other"
     runs = [write(other, "ncm", 0), write(other, "joint", 0, stream="clinc150")]
     assert rows([Record.read(p) for p in runs])[0].metrics["regret_to_joint"] is None
+
+
+def test_a_closed_form_head_has_no_regret_but_forgets(tmp_path):
+    path = tmp_path / "heads.toml"
+    methods = [
+        ("slda", ""),
+        ("slda", "joint = true"),
+        ("ranpac", "n_units = 30"),
+        ("ranpac", "n_units = 30\njoint = true"),
+    ]
+    tables = "".join(f'[[method]]\nname = "{n}"\nlabel = "{i}"\n{rest}\n' for i, (n, rest) in enumerate(methods))
+    path.write_text(
+        '[source]\nname = "digits"\n[stream]\nkind = "class_incremental"\nn_tasks = 5\ntrain_per_class = 40\n' + tables
+    )
+    outcomes = run_experiment(load_experiment(path), tmp_path / "runs")
+    assert [o.status for o in outcomes] == ["done"] * 4
+    found = by_label(rows([Record.read(o.folder) for o in outcomes]))
+    for own, joint in (("0", "1"), ("2", "3")):
+        assert found[own].metrics["regret_to_joint"].mean == pytest.approx(0, abs=1e-12)
+        assert found[own].joint == (joint,)
+        assert found[joint].metrics["regret_to_joint"] is None
+        assert found[own].metrics["last_accuracy"].mean > 0.8
+        assert found[own].costs["stored_samples"].mean == 0
+        assert found[joint].costs["stored_samples"].mean == 400
+    assert found["2"].metrics["ffm"].mean > 0.005
+    assert found["0"].metrics["last_accuracy"].mean != found["2"].metrics["last_accuracy"].mean
+    counts, sums, moment = 10 * 8, 10 * 192 * 8, 192 * 192 * 8
+    assert found["0"].costs["state_bytes"].mean == counts + sums + moment
+    page = write_report([o.folder for o in outcomes], tmp_path / "page").read_text()
+    assert "regret 0 while its forgetting is positive" in page
+    assert ">state<" in page
+
+
+@pytest.mark.parametrize("other, known", [({"n_units": 40}, False), ({"n_units": 30}, True)])
+def test_only_a_joint_run_of_the_same_settings_is_the_reference_of_a_head(tmp_path, write, other, known):
+    run, joint = (write(tmp_path / label, "ncm", 0, label=label) for label in ("own", "joint"))
+    for path, settings in ((run, {"n_units": 30, "joint": False}), (joint, {**other, "joint": True})):
+        config = tomllib.loads((path / "config.toml").read_text())
+        config["method"] = {"name": "ranpac", **settings}
+        (path / "config.toml").write_text(tomli_w.dumps(config))
+    found = by_label(rows([Record.read(path) for path in (run, joint)]))
+    assert (found["own"].metrics["regret_to_joint"] is not None) == known
 
 
 @pytest.mark.parametrize("change", [{"backbone": {"name": "other"}}, {"stream": {"name": "digits"}}])

@@ -15,7 +15,7 @@ class FeCAM(Analytic):
 
     Args:
         backbone: frozen after the first task. tukey, gamma1, gamma2, shared: see `tangentcl.heads.FeCAM`.
-        first_session, rank: see `Analytic`.
+        first_session, rank, joint: see `Analytic`.
     """
 
     def __init__(
@@ -28,7 +28,8 @@ class FeCAM(Analytic):
         shared: bool = False,
         first_session: FirstSession = "off",
         rank: int = 16,
+        joint: bool = False,
     ) -> None:
         width = require_backbone(backbone).width
         head = FeCAMHead(width, tukey=tukey, gamma1=gamma1, gamma2=gamma2, shared=shared)
-        super().__init__(backbone, head, first_session=first_session, rank=rank)
+        super().__init__(backbone, head, first_session=first_session, rank=rank, joint=joint)

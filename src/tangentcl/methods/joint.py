@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -26,7 +26,7 @@ class Joint(Method):
     The other arguments are those of `Finetune`; the loss is over all classes.
     """
 
-    keeps_samples: ClassVar[bool] = True
+    keeps_samples: bool = True
 
     def __init__(
         self,

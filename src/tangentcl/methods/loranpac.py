@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tangentcl.heads import RandomReLU, TruncatedRidge
+from tangentcl.heads.truncated import Update
 from tangentcl.methods.analytic import Analytic, FirstSession, drawn_seed, require_backbone
 from tangentcl.nn import Backbone
 
@@ -22,7 +23,8 @@ class LoRanPAC(Analytic):
         n_units: M, 100,000 in the paper: 4 M k bytes are kept for rank k.
         cut: relative to the largest singular value; the usual bound, M eps, is 1e-2 at M = 100,000 in float32
             and takes real directions away.
-        truncation, rank_cap, block: see `tangentcl.heads.TruncatedRidge`. first_session, rank: see `Analytic`.
+        truncation, rank_cap, block, ridge, update: see `tangentcl.heads.TruncatedRidge`.
+        first_session, rank, joint: see `Analytic`.
     """
 
     def __init__(
@@ -33,10 +35,14 @@ class LoRanPAC(Analytic):
         truncation: float = 0.25,
         rank_cap: int = 10_000,
         block: int = 10_000,
+        ridge: float = 0.0,
+        update: Update = "svd",
         cut: float = 1e-6,
         first_session: FirstSession = "off",
         rank: int = 16,
+        joint: bool = False,
     ) -> None:
         lift = RandomReLU(require_backbone(backbone).width, n_units, seed=drawn_seed())
-        head = TruncatedRidge(lift, truncation=truncation, rank_cap=rank_cap, block=block, cut=cut)
-        super().__init__(backbone, head, first_session=first_session, rank=rank)
+        kept = {"truncation": truncation, "rank_cap": rank_cap, "block": block}
+        head = TruncatedRidge(lift, **kept, ridge=ridge, update=update, cut=cut)
+        super().__init__(backbone, head, first_session=first_session, rank=rank, joint=joint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ class Method(nn.Module, ABC):
             checked by the contract test.
     """
 
-    keeps_samples: ClassVar[bool] = False
+    keeps_samples: bool = False
 
     @abstractmethod
     def begin_task(self, task: Task) -> None:
@@ -71,6 +71,18 @@ class Method(nn.Module, ABC):
     def stored_samples(self) -> int:
         """Number of training samples of past tasks held at the moment."""
         return 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of parameters and buffers beside the frozen weights of the backbone: what each new task hands on.
+
+        Samples are counted apart, see `stored_samples`.
+        """
+        inside = [m for m in self.modules() if isinstance(m, Backbone)]
+        frozen = {id(p) for m in inside for p in m.parameters() if not p.requires_grad}
+        frozen |= {id(b) for m in inside for b in m.buffers()}
+        own = {id(t): t for t in (*self.parameters(), *self.buffers())}
+        return sum(t.nbytes for key, t in own.items() if key not in frozen)
 
     def train(self, mode: bool = True) -> Method:
         """Training mode for the parts that train; children without trainable parameters stay in evaluation mode.

@@ -18,7 +18,7 @@ class Nystrom(Analytic):
     Args:
         backbone: frozen after the first task.
         n_landmarks: M.
-        strength, holdout, balanced: see `tangentcl.heads.RidgeHead`. first_session, rank: see `Analytic`.
+        strength, holdout, balanced: see `tangentcl.heads.RidgeHead`. first_session, rank, joint: see `Analytic`.
     """
 
     def __init__(
@@ -31,7 +31,8 @@ class Nystrom(Analytic):
         balanced: bool = False,
         first_session: FirstSession = "off",
         rank: int = 16,
+        joint: bool = False,
     ) -> None:
         lift = NystromArcCosine(require_backbone(backbone).width, n_landmarks, seed=drawn_seed())
         head = RidgeHead(lift, strength=strength, holdout=holdout, balanced=balanced)
-        super().__init__(backbone, head, first_session=first_session, rank=rank)
+        super().__init__(backbone, head, first_session=first_session, rank=rank, joint=joint)

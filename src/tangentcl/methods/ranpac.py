@@ -27,7 +27,7 @@ class RanPAC(Analytic):
         backbone: frozen after the first task.
         n_units: M; 0 for none, ridge on the features themselves. 8 M^2 bytes are kept once M samples were seen.
         strength, holdout, balanced: see `tangentcl.heads.RidgeHead`.
-        first_session, rank: see `Analytic`.
+        first_session, rank, joint: see `Analytic`.
     """
 
     def __init__(
@@ -40,10 +40,11 @@ class RanPAC(Analytic):
         balanced: bool = False,
         first_session: FirstSession = "off",
         rank: int = 16,
+        joint: bool = False,
     ) -> None:
         width = require_backbone(backbone).width
         if n_units < 0:
             raise ConfigError(f"n_units must be 0 (no lift) or more, got {n_units}")
         lift = RandomReLU(width, n_units, seed=drawn_seed()) if n_units else NoLift(width)
         head = RidgeHead(lift, strength=strength, holdout=holdout, balanced=balanced)
-        super().__init__(backbone, head, first_session=first_session, rank=rank)
+        super().__init__(backbone, head, first_session=first_session, rank=rank, joint=joint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class Replay(Method):
     The other arguments are those of `Finetune`; the loss is over all classes seen.
     """
 
-    keeps_samples: ClassVar[bool] = True
+    keeps_samples: bool = True
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ class SLDA(Analytic):
 
     Args:
         backbone: frozen after the first task. shrinkage: of the covariance towards a multiple of the identity, or
-            ``"oas"``. prior: whether a class's number of samples counts. first_session, rank: see `Analytic`.
+            ``"oas"``. prior: whether a class's number of samples counts. first_session, rank, joint: see `Analytic`.
     """
 
     def __init__(
@@ -26,6 +26,7 @@ class SLDA(Analytic):
         prior: bool = False,
         first_session: FirstSession = "off",
         rank: int = 16,
+        joint: bool = False,
     ) -> None:
         head = SharedGaussian(require_backbone(backbone).width, shrinkage=shrinkage, prior=prior)
-        super().__init__(backbone, head, first_session=first_session, rank=rank)
+        super().__init__(backbone, head, first_session=first_session, rank=rank, joint=joint)

@@ -225,6 +225,7 @@ def _costs(prefix: str, part: Sequence[Row], names: Sequence[str]) -> dict[str, 
                 _written(row.costs["peak_memory_bytes"], size),
                 _written(row.costs["trainable_parameters"], lambda v: f"{v:,.0f}"),
                 _written(row.costs["stored_samples"], lambda v: f"{v:,.0f}"),
+                _written(row.costs["state_bytes"], size),
             )
             for name, row in zip(names, part)
         ],

@@ -61,7 +61,7 @@ class Row:
         stream: the stream in words; streams that differ have different rows.
         metrics: fractions by name, None where no seed has a number.
         costs: "seconds", "training_seconds", "evaluation_seconds", "peak_memory_bytes", "trainable_parameters",
-            "stored_samples"; None where not recorded.
+            "stored_samples", "state_bytes"; None where not recorded.
         protocol: the eight protocol fields in words; several values are separated by semicolons.
         joint: labels of the joint runs that regret and intransigence refer to.
         records: the runs, by seed.
@@ -82,8 +82,9 @@ class Row:
 def rows(records: Iterable[Record]) -> list[Row]:
     """Aggregate finished records (others are left out, see `select`) into rows, in order of first appearance.
 
-    Regret and intransigence need a run of the method "joint" on the same stream, class order, backbone and seed among
-    the records; of several, the one with the best last accuracy is the reference.
+    Regret and intransigence need a joint run on the same stream, class order, backbone and seed among the records: that
+    of the same method and settings with ``joint = true`` for a closed-form head, or else one of the method "joint"; of
+    several, the one with the best last accuracy is the reference.
     """
     done = select(records).done
     joint = _joint_runs(done)
@@ -94,15 +95,39 @@ def rows(records: Iterable[Record]) -> list[Row]:
     return [_row(groups[key], joint) for key in sorted(groups, key=lambda key: order.index(key[0]))]
 
 
+def _is_joint(record: Record) -> bool:
+    return record.method == "joint" or _settings(record).get("joint") is True
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    found = record.config.get("method")
+    return dict(found) if isinstance(found, dict) else {}
+
+
+def _reference_key(record: Record) -> tuple[Any, ...] | None:
+    """Equal for a closed-form run and its joint run; the problem alone for runs of the method "joint"."""
+    problem = same_problem(record)
+    if problem is None or record.method == "joint":
+        return problem
+    return (*problem, json.dumps({**_settings(record), "joint": None}, sort_keys=True))
+
+
 def _joint_runs(records: Sequence[Record]) -> dict[tuple[Any, ...], Record]:
     best: dict[tuple[Any, ...], Record] = {}
     for record in records:
-        problem = same_problem(record)
-        if record.method != "joint" or problem is None or _last(record) is None:
+        key = _reference_key(record)
+        if not _is_joint(record) or key is None or _last(record) is None:
             continue
-        if problem not in best or _last(record) > _last(best[problem]):
-            best[problem] = record
+        if key not in best or _last(record) > _last(best[key]):
+            best[key] = record
     return best
+
+
+def _reference(record: Record, joint: Mapping[tuple[Any, ...], Record]) -> Record | None:
+    own, problem = _reference_key(record), same_problem(record)
+    if _is_joint(record) or own is None or problem is None:
+        return None
+    return joint.get(own) or joint.get(problem)
 
 
 def _last(record: Record) -> Any:
@@ -113,8 +138,7 @@ def _row(runs: list[Record], joint: Mapping[tuple[Any, ...], Record]) -> Row:
     runs = sorted(runs, key=lambda r: r.seed)
     found, references = [], []
     for run in runs:
-        a, problem = accuracies(run), same_problem(run)
-        reference = joint.get(problem) if problem is not None and run.method != "joint" else None
+        a, reference = accuracies(run), _reference(run, joint)
         last_row = None if reference is None else accuracies(reference).matrix[-1]
         found.append(summary(a.matrix, a.n_test, a.class_correct, a.class_total, a.scenario, joint_row=last_row))
         if reference is not None:
@@ -138,7 +162,7 @@ def run_costs(record: Record) -> dict[str, float | None]:
     """Time, memory and size of one run from its events; None where it was not recorded."""
     trained, evaluated = record.events_named("task_trained"), record.events_named("evaluated")
     finished = record.events_named("run_finished")
-    stored = _numbers(trained, "stored_samples")
+    stored, state = _numbers(trained, "stored_samples"), _numbers(trained, "state_bytes")
     return {
         "seconds": next(iter(_numbers(finished, "seconds")), None),
         "training_seconds": sum(_numbers(trained, "seconds")) if trained else None,
@@ -146,6 +170,7 @@ def run_costs(record: Record) -> dict[str, float | None]:
         "peak_memory_bytes": max(_numbers(trained, "peak_memory_bytes"), default=None),
         "trainable_parameters": max(_numbers(trained, "trainable_parameters"), default=None),
         "stored_samples": stored[-1] if stored else None,
+        "state_bytes": state[-1] if state else None,
     }
 
 

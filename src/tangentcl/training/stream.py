@@ -206,6 +206,7 @@ def learn_task(
             "seconds": time.perf_counter() - began,
             "trainable_parameters": trainable_parameters(method),
             "stored_samples": method.stored_samples,
+            "state_bytes": method.state_bytes,
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
         },
     )
