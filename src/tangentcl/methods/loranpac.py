@@ -43,6 +43,13 @@ class LoRanPAC(Analytic):
         joint: bool = False,
     ) -> None:
         lift = RandomReLU(require_backbone(backbone).width, n_units, seed=drawn_seed())
-        kept = {"truncation": truncation, "rank_cap": rank_cap, "block": block}
-        head = TruncatedRidge(lift, **kept, ridge=ridge, update=update, cut=cut)
+        head = TruncatedRidge(
+            lift,
+            truncation=truncation,
+            rank_cap=rank_cap,
+            block=block,
+            ridge=ridge,
+            update=update,
+            cut=cut,
+        )
         super().__init__(backbone, head, first_session=first_session, rank=rank, joint=joint)
