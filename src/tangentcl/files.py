@@ -52,11 +52,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what `write_whole` left unfinished when its process was killed.
+    """Remove what `write_whole` left unfinished, here and below, when its process was killed.
 
     Only where no one else writes in ``folder``.
     """
-    for path in folder.glob(".*.part"):
+    for path in folder.rglob(".*.part"):
         path.unlink(missing_ok=True)
 
 
