@@ -114,11 +114,6 @@ class Preset:
         """Classes of the usual edition."""
         return self.splits[0].n_classes
 
-    def size(self) -> tuple[int | None, int | None]:
-        """Training and test samples of the usual split; the first counts all samples where the second is None."""
-        first = self.splits[0]
-        return (first.train, first.test) if first.total is None else (first.total, None)
-
     def how_to_get(self) -> str:
         """One or two sentences: where the data come from, under which licence, and how to put them there."""
         hub = f" or hf:{self.hub}" if self.hub else ""
@@ -128,8 +123,8 @@ class Preset:
 def preset_from(name: str, content: Mapping[str, Any]) -> Preset:
     """A preset of the content of its file; a missing or unknown key raises KeyError or TypeError.
 
-    >>> PRESETS["cub200"].n_classes, PRESETS["cub200"].size()
-    (200, (5994, 5794))
+    >>> PRESETS["cub200"].n_classes, PRESETS["cub200"].splits[0].counts()
+    (200, '5994 training and 5794 test samples')
     """
     values = dict(content)
     splits = tuple(KnownSplit(**split) for split in values.pop("split"))
