@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from tangentcl.experiments.config import Experiment, MethodEntry, Table
 from tangentcl.experiments.environment import environment
 from tangentcl.experiments.forecast_summary import in_short, task_forecast
 from tangentcl.methods import Method, method_class
-from tangentcl.nn import Backbone
+from tangentcl.nn import Backbone, FeatureStore
 from tangentcl.records import Record, RecordWriter, TaskTheory, is_abandoned
 from tangentcl.records.files import plain
 from tangentcl.training import (
@@ -98,6 +99,7 @@ def run_experiment(
     observe: Observe = ignore,
     overwrite: bool = False,
     checkpoint_every: int = 500,
+    features: FeatureStore | None = None,
 ) -> list[Outcome]:
     """Run every method and seed of ``experiment``; records lie in ``out/<experiment>/<label>/seed-<seed>``.
 
@@ -113,6 +115,7 @@ def run_experiment(
             done before.
         overwrite: run again, from the beginning, what is done, was stopped or was made with other settings.
         checkpoint_every: steps between two states within a task; 0 keeps those at the ends of tasks only.
+        features: where features of frozen backbones are kept; None computes them in every run, at every evaluation.
 
     Raises:
         ConfigError: a table that cannot be used, or a record made with other settings (the difference is named).
@@ -129,7 +132,7 @@ def run_experiment(
     outcomes = []
     for run, done in zip(runs, finished, strict=True):
         if not done:
-            outcomes.append(_run_one(experiment, run, observe, overwrite, checkpoint_every))
+            outcomes.append(_run_one(experiment, run, observe, overwrite, checkpoint_every, features))
             continue
         outcomes.append(run.outcome("skipped"))
         if runtime.is_main:
@@ -173,7 +176,9 @@ def _prepared(experiment: Experiment, run: Run) -> tuple[Backbone, Method, TaskS
     return features, build_method(run.settings["method"], features, run.seed), ready
 
 
-def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool, every: int) -> Outcome:
+def _run_one(
+    experiment: Experiment, run: Run, observe: Observe, overwrite: bool, every: int, store: FeatureStore | None
+) -> Outcome:
     runtime = Runtime(device=run.plan.device, precision=run.plan.precision)
     features, method, ready = _prepared(experiment, run)
     about = environment(features, ready, run.plan, runtime, experiment.seeds)
@@ -205,6 +210,8 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
     if run.forecast is not None:  # last, so next to training: it counts the seconds between its two looks
         watchers.append(_forecasting(run.forecast, ready, writer, emit))
     try:
+        if store is not None and method.reads_features:
+            ready = _known(store, ready, features, run.plan, runtime, emit)
         result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers, checkpoints=states)
         if writer is not None:
             write_accuracy(writer, ready, result)
@@ -230,6 +237,25 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
             raise  # the other processes may be waiting for this one
         return run.outcome("failed", reason)
     return run.outcome("done")
+
+
+def _known(
+    store: FeatureStore, stream: TaskStream, backbone: Backbone, plan: TrainingPlan, runtime: Runtime, emit: Emit
+) -> TaskStream:
+    """The stream with features from the store, which computes those that it does not have."""
+    began, before = time.perf_counter(), backbone.passes
+    backbone.to(runtime.device)
+
+    def say(done: int, total: int) -> None:
+        emit("extracting", {"done": done, "total": total})
+
+    keywords: dict[str, Any] = {"precision": plan.precision, "batch_size": plan.eval_batch_size, "say": say}
+    found = store.stream(stream, backbone, autocast=runtime.autocast, **keywords)
+    passes = backbone.passes - before
+    n = sum(len(task.train) + len(task.test) for task in stream)
+    if found is not None:
+        emit("features", {"n": n, "backbone_passes": passes, "seconds": time.perf_counter() - began})
+    return found or stream
 
 
 def _forecasting(options: ForecastOptions, stream: TaskStream, writer: RecordWriter | None, emit: Emit) -> Forecasting:
