@@ -218,6 +218,10 @@ def test_from_a_shell_with_a_model_folder_and_a_signal(tmp_path: Path, experimen
     assert out == ""
     assert err.splitlines()[-1] == "tangentcl: interrupted; the record is closed, repeat the command to go on"
     assert "Traceback" not in err
-    again = command("run", "small.toml", "--set", "plan.epochs=1", "method.ncm.plan.epochs=1", "--json", cwd=tmp_path)
+    other = ["run", "small.toml", "--set", "plan.epochs=1", "method.ncm.plan.epochs=1", "--json"]
+    refused = command(*other, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "holds a stopped run with other settings: plan.epochs was 1000, now 1" in refused.stderr
+    again = command(*other, "--overwrite", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert [run["status"] for run in json.loads(again.stdout)["runs"]] == ["done", "done"]

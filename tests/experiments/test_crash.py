@@ -62,7 +62,7 @@ def left_by(out: Path, method: str) -> dict[str, Any]:
     """Everything in a finished record but times."""
     record = out / "crash" / method / "seed-0"
     assert json.loads((record / "status.json").read_text())["status"] == "done"
-    assert not (record / "checkpoints" / "resume").exists()
+    assert not (record / "resume").exists()
     assert not list(record.rglob("*.part"))
     events = [json.loads(line) for line in (record / "events.jsonl").read_text().splitlines()]
     found: dict[str, Any] = {

@@ -81,7 +81,7 @@ class Run:
     @property
     def states(self) -> Path:
         """Where its states lie until it is done."""
-        return self.folder / "checkpoints" / "resume"
+        return self.folder / "resume"
 
     def outcome(self, status: str, reason: str | None = None) -> Outcome:
         """How it ended."""

@@ -177,8 +177,13 @@ class FeatureStore:
     ) -> TaskStream | None:
         """The same stream with features in place of samples under the evaluation transform; None without a `space`.
 
-        Training samples become features, too, where their transform is the evaluation transform.
+        Samples without a transform get those of the backbone. Training samples become features, too, where their
+        transform is the evaluation transform.
         """
+        if stream[0].train.transform is None and backbone.eval_transform is not None:
+            stream = stream.with_transforms(
+                backbone.train_transform or backbone.eval_transform, backbone.eval_transform
+            )
         transform = stream[0].test.transform
         space = None if transform is None else self.space(backbone, transform, precision)
         if transform is None or space is None:

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class KnownFeatures:
-    """Features of a batch, [B, width]. `tangentcl.nn.Backbone` returns them as they are.
-
-    >>> KnownFeatures(torch.zeros(3, 2)).to(torch.device("cpu")).features.shape
-    torch.Size([3, 2])
-    """
-
-    features: Tensor
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> KnownFeatures:
-        """On another device."""
-        return KnownFeatures(self.features.to(device, non_blocking=non_blocking))
-
-    def __len__(self) -> int:
-        return len(self.features)
+KNOWN = "known_features"  # the only key of such a batch
 
 
 class FeatureTransform:
-    """Rows of features -> `KnownFeatures`; the transform of samples that a feature store has replaced.
+    """Rows of features -> a batch ``{KNOWN: [B, width]}``; the transform of samples that a feature store has replaced.
 
     Args:
         made_by: description of the transform that the features were computed under.
@@ -41,8 +24,17 @@ class FeatureTransform:
     def __call__(self, raw: Any, rng: np.random.Generator | None) -> Tensor:
         return torch.from_numpy(np.array(raw, dtype=np.float32))
 
-    def collate(self, items: list[Tensor]) -> KnownFeatures:
-        return KnownFeatures(torch.stack(items))
+    def collate(self, items: list[Tensor]) -> dict[str, Tensor]:
+        return {KNOWN: torch.stack(items)}
 
     def describe(self) -> dict[str, Any]:
         return self.made_by
+
+
+def known_features(x: Any) -> Tensor | None:
+    """The features of a batch [B, width], if it holds them.
+
+    >>> known_features({KNOWN: torch.ones(1, 2)}), known_features(torch.ones(1, 2))
+    (tensor([[1., 1.]]), None)
+    """
+    return x.get(KNOWN) if isinstance(x, dict) else None

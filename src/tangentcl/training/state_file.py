@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from safetensors.numpy import save
+from safetensors.torch import load
 from torch import Tensor
 
 from tangentcl.errors import ModelError, RecordError
@@ -26,7 +27,8 @@ def write_state(path: Path, tree: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_encoded(tree, tensors))
-    content = sealed(save(tensors, metadata={TREE: text}))
+    # not by safetensors.torch, which keeps a little memory for every size it has ever seen
+    content = sealed(save({name: value.numpy() for name, value in tensors.items()}, {TREE: text}))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
@@ -60,8 +62,10 @@ def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         columns = value.ndim > 1 and not value.is_contiguous() and value.mT.is_contiguous()
         name, value = str(len(tensors)), value.detach().cpu()
-        tensors[name] = (value.mT if columns else value).contiguous().clone()
-        return ["tensor", name, columns]  # products of rows and of columns differ in their last bit
+        value = (value.mT if columns else value).contiguous().clone()
+        tensors[name] = value.view(torch.int16) if value.dtype == torch.bfloat16 else value  # which numpy lacks
+        # Products of rows and of columns differ in their last bit.
+        return ["tensor", name, columns, value.dtype == torch.bfloat16]
     if isinstance(value, dict):
         return ["dict", *([_encoded(k, tensors), _encoded(v, tensors)] for k, v in value.items())]
     if isinstance(value, (list, tuple)):
@@ -77,8 +81,10 @@ def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     kind, *items = value
     if kind == "tensor":
-        value = tensors[items[0]].clone()  # aligned as any tensor is
-        return value.mT if items[1] else value
+        name, columns, half = items
+        value = tensors[name].clone()  # aligned as any tensor is
+        value = value.view(torch.bfloat16) if half else value
+        return value.mT if columns else value
     if kind == "dict":
         return {_decoded(k, tensors): _decoded(v, tensors) for k, v in items}
     found = [_decoded(item, tensors) for item in items]

@@ -21,6 +21,7 @@ from tangentcl.training.evaluate import count_correct, predicted_classes
 from tangentcl.training.loop import Emit, TaskFit
 from tangentcl.training.memory import peak_memory_bytes, reset_peak_memory
 from tangentcl.training.plan import TrainingPlan
+from tangentcl.training.predictions import Predictions
 from tangentcl.training.resume import Checkpoints, go_on
 from tangentcl.training.runtime import Runtime
 from tangentcl.training.stage import Stage, StageWatcher, begin
@@ -45,7 +46,7 @@ class StreamResult:
     n_test: NDArray[np.int64]
     class_correct: NDArray[np.float64]
     class_total: NDArray[np.int64]
-    predictions: list[dict[int, NDArray[np.int64]]] = field(default_factory=list)
+    predictions: list[Predictions] = field(default_factory=list)
 
     @staticmethod
     def empty(stream: TaskStream) -> StreamResult:
@@ -64,14 +65,16 @@ class StreamResult:
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs, as tensors."""
-        rows = [{k: torch.from_numpy(found) for k, found in row.items()} for row in self.predictions]
+        rows = [np.zeros(0, dtype=np.int32), *(row.all.astype(np.int32) for row in self.predictions)]
+        together = torch.from_numpy(np.concatenate(rows))
         matrices = {"matrix": torch.from_numpy(self.matrix), "class_correct": torch.from_numpy(self.class_correct)}
-        return {**matrices, "predictions": rows}
+        return {**matrices, "predictions": together, "tasks": [list(row) for row in self.predictions]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict` of the same stream."""
         self.matrix, self.class_correct = state["matrix"].numpy().copy(), state["class_correct"].numpy().copy()
-        self.predictions = [{k: found.numpy().copy() for k, found in row.items()} for row in state["predictions"]]
+        left = iter(state["predictions"].split([int(self.n_test[k]) for row in state["tasks"] for k in row]))
+        self.predictions = [Predictions({k: next(left).numpy().astype(np.int64) for k in row}) for row in state["tasks"]]
 
     def __str__(self) -> str:
         """The accuracy matrix in percent, see `tangentcl.metrics.matrix_text`."""
@@ -144,7 +147,7 @@ def run_stream(
                 if learn_task(method, task, plan, runtime, emit, watchers, checkpoints, within):
                     evaluate_stage(method, stream, task.index, result, plan, runtime, emit)
                 else:
-                    result.predictions.append({})
+                    result.predictions.append(Predictions({}))
                 if checkpoints is not None:
                     found, seconds = result.state_dict(), time.perf_counter() - began
                     checkpoints.task_done(task.index, method, watchers, runtime, result=found, seconds=seconds)
@@ -297,7 +300,7 @@ def evaluate_stage(
         result.matrix[stage, task.index] = float(right.sum()) / float(total.sum())
         correct += right.numpy()
         predictions[task.index] = predicted.numpy()
-    result.predictions.append(predictions)
+    result.predictions.append(Predictions(predictions))
     result.class_correct[stage] = correct
     if stream.scenario != "domain":
         result.class_correct[stage, stream[stage].n_seen :] = np.nan
