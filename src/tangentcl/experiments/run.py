@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from tangentcl.experiments.build import (
 from tangentcl.experiments.config import Experiment, MethodEntry, Table
 from tangentcl.experiments.environment import environment
 from tangentcl.experiments.forecast_summary import in_short, task_forecast
+from tangentcl.experiments.trackers import Tracker, Tracking, build_trackers
 from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone
 from tangentcl.records import Record, RecordWriter, TaskTheory, is_abandoned
@@ -51,13 +52,17 @@ from tangentcl.training.moments import MomentsWriter
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended: ``status`` is "done", "skipped" (was done before) or "failed" with a ``reason``."""
+    """How one run ended: ``status`` is "done", "skipped" (was done before) or "failed" with a ``reason``.
+
+    ``untracked`` names the trackers that failed, each with its reason; the run does not depend on them.
+    """
 
     label: str
     seed: int
     folder: Path
     status: str
     reason: str | None = None
+    untracked: tuple[str, ...] = ()
 
 
 Observe = Callable[[str, int, str, dict[str, Any]], None]  # label, seed, event, fields
@@ -75,6 +80,7 @@ class Run:
     folder: Path
     forecast: ForecastOptions | None = None
     theory: TheoryOptions | None = None
+    trackers: dict[str, Tracker] = field(default_factory=dict)
 
     def outcome(self, status: str, reason: str | None = None) -> Outcome:
         """How it ended."""
@@ -98,7 +104,7 @@ def run_experiment(
         experiment: what to run.
         out: folder of all records.
         observe: called with label, seed, event and fields, in the main process only; ``"skipped"`` for a run that was
-            done before.
+            done before, ``"tracker_failed"`` for a tracker that hears no more of a run.
         overwrite: run again what is done or was made with other settings.
 
     Raises:
@@ -116,7 +122,7 @@ def run_experiment(
     outcomes = []
     for run, done in zip(runs, finished, strict=True):
         if not done:
-            outcomes.append(_run_one(experiment, run, observe, overwrite))
+            outcomes.append(_tracked(experiment, run, observe, overwrite))
             continue
         outcomes.append(run.outcome("skipped"))
         if runtime.is_main:
@@ -144,7 +150,8 @@ def _planned(experiment: Experiment, out: Path) -> list[Run]:
             plan = build_plan({**experiment.plan, **entry.plan}, seed)
             folder = out / experiment.name / entry.slug / f"seed-{seed}"
             settings = with_defaults(experiment.resolved(entry, seed))
-            runs.append(Run(entry, seed, plan, streams[key], settings, folder, forecast, theory))
+            trackers = build_trackers(experiment.trackers, out)
+            runs.append(Run(entry, seed, plan, streams[key], settings, folder, forecast, theory, trackers))
     return runs
 
 
@@ -157,6 +164,38 @@ def _prepared(experiment: Experiment, run: Run) -> tuple[Backbone, Method, TaskS
         )
     ready = run.stream.with_transforms(*transforms(features, experiment.transform))
     return features, build_method(run.settings["method"], features, run.seed), ready
+
+
+def _tracked(experiment: Experiment, run: Run, observe: Observe, overwrite: bool) -> Outcome:
+    """One run with its trackers, which observe it and are told of its end when the record is closed."""
+    label, seed = run.entry.label, run.seed
+
+    def say(tracker: str, reason: str) -> None:
+        observe(label, seed, "tracker_failed", {"tracker": tracker, "error": reason})
+
+    name = f"{experiment.name}/{run.entry.slug}/{run.folder.name}"
+    tracking = Tracking(run.trackers, name, run.settings, say)
+
+    def seen(label: str, seed: int, event: str, fields: dict[str, Any]) -> None:
+        observe(label, seed, event, fields)
+        tracking.event(event, fields)
+
+    status = "failed"
+    try:
+        outcome = _run_one(experiment, run, seen, overwrite)
+        status = outcome.status
+    except (KeyboardInterrupt, SystemExit):
+        status = "interrupted"
+        raise
+    finally:
+        tracking.finish(status, _final_metrics(run.folder) if tracking.started and status == "done" else {})
+    return replace(outcome, untracked=tuple(tracking.failures))
+
+
+def _final_metrics(folder: Path) -> dict[str, float]:
+    """The metrics of a finished record that are single numbers."""
+    accuracy = Record.read(folder).accuracy
+    return {} if accuracy is None else {k: float(v) for k, v in accuracy.metrics.items() if isinstance(v, float)}
 
 
 def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool) -> Outcome:
