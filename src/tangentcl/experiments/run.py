@@ -188,7 +188,7 @@ def _tracked(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
         status = "interrupted"
         raise
     finally:
-        tracking.finish(status, _final_metrics(run.folder) if tracking.started and status == "done" else {})
+        tracking.finish(status, _final_metrics(run.folder) if tracking.active and status == "done" else {})
     return replace(outcome, untracked=tuple(tracking.failures))
 
 

@@ -29,7 +29,7 @@ class Tracker(Protocol):
         """An event of the run, the same as in ``events.jsonl``; the first is ``run_started``."""
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
-        """The run has ended, and its record is closed.
+        """The run has ended, and its record is closed; told only to a tracker whose `start` went through.
 
         Args:
             status: "done", "failed" or "interrupted".

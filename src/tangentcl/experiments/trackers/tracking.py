@@ -29,29 +29,39 @@ class Tracking:
         say: Callable[[str, str], None],
     ) -> None:
         self.name, self.settings, self.say = name, settings, say
-        self.started = False
         self.failures: list[str] = []
-        self._active = dict(trackers)
+        self._to_start = list(trackers.items())
+        self._active: dict[str, Tracker] = {}  # started, and not failed
+
+    @property
+    def active(self) -> bool:
+        """Whether a tracker has started and not failed."""
+        return bool(self._active)
 
     def event(self, event: str, fields: Mapping[str, Any]) -> None:
         """Tell every tracker of an event."""
-        if not self.started:
-            self.started = True
-            self._each(lambda tracker: tracker.start(self.name, self.settings))
-        self._each(lambda tracker: tracker.event(event, fields))
+        while self._to_start:
+            name, tracker = self._to_start.pop(0)
+            if self._try(name, tracker.start, self.name, self.settings):
+                self._active[name] = tracker
+        self._all("event", event, fields)
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         """Tell every tracker that has started how the run ended."""
-        if self.started:
-            self._each(lambda tracker: tracker.finish(status, metrics))
+        self._all("finish", status, metrics)
 
-    def _each(self, tell: Callable[[Tracker], None]) -> None:
+    def _all(self, method: str, *arguments: Any) -> None:
         for name, tracker in list(self._active.items()):
-            try:
-                tell(tracker)
-            except Exception as error:  # a full disk, a server that is gone, a mistake in a class of the user's
+            if not self._try(name, getattr(tracker, method), *arguments):
                 del self._active[name]
-                text = str(error).strip()
-                reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-                self.failures.append(f"{name}: {reason}")
-                self.say(name, reason)
+
+    def _try(self, name: str, tell: Callable[..., None], *arguments: Any) -> bool:
+        try:
+            tell(*arguments)
+        except Exception as error:  # a full disk, a server that is gone, a mistake in a class of the user's
+            text = str(error).strip()
+            reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+            self.failures.append(f"{name}: {reason}")
+            self.say(name, reason)
+            return False
+        return True
