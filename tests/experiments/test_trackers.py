@@ -61,10 +61,13 @@ class Breaks(Listens):
 
 
 class Stops(NCM):
-    """Stopped by the user at the second task."""
+    """Stopped by the user at the second task, once."""
+
+    stopped = False
 
     def end_task(self, task: Task) -> None:
-        if task.index == 1:
+        if task.index == 1 and not Stops.stopped:
+            Stops.stopped = True
             raise KeyboardInterrupt
         super().end_task(task)
 
@@ -207,14 +210,25 @@ def test_a_tracker_that_fails_is_said_once_and_costs_nothing_else(
     same_record(plain.folder, outcome.folder)
 
 
-def test_failed_and_interrupted_runs_end_so_for_a_tracker(tmp_path: Path, tracked_run: Callable[..., Outcome]) -> None:
+def test_failed_and_interrupted_runs_end_so_for_a_tracker(
+    tmp_path: Path, tracked_run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = tracked_run(tmp_path, f"{HERE}:Listens", method={"name": f"{HERE}:Fails"}, forecast=False)
     assert (outcome.status, told[-1]) == ("failed", ("finish", "failed", {}))
     assert told[-2][:2] == ("event", "failed")
     told.clear()
+    monkeypatch.setattr(Stops, "stopped", False)
+    stops = {"method": {"name": f"{HERE}:Stops", "label": "stops"}, "forecast": False}
     with pytest.raises(KeyboardInterrupt):
-        tracked_run(tmp_path, f"{HERE}:Listens", method={"name": f"{HERE}:Stops"}, forecast=False)
+        tracked_run(tmp_path, f"{HERE}:Listens", **stops)
     assert told[-1] == ("finish", "interrupted", {})
+    told.clear()
+    outcome = tracked_run(tmp_path, f"{HERE}:Listens", **stops)
+    events = [{"event": event, **fields} for kind, event, fields in told[1:-1]]
+    kept = [{key: value for key, value in event.items() if key != "t"} for event in Record.read(outcome.folder).events]
+    assert events == kept, "a run that goes on is told from its beginning"
+    assert [event["event"] for event in events].count("resumed") == 1
+    assert told[-1][:2] == ("finish", "done")
 
 
 def test_what_has_not_started_does_not_finish(

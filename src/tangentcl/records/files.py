@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -15,6 +13,7 @@ import numpy as np
 import tomli_w
 
 from ..errors import RecordError
+from ..files import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,18 +59,9 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     Raises:
         RecordError: the file system refuses; the reason is kept.
     """
-    temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_whole(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise refused("write", path, error) from error
 
 

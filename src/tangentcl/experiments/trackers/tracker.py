@@ -26,7 +26,7 @@ class Tracker(Protocol):
         """
 
     def event(self, event: str, fields: Mapping[str, Any]) -> None:
-        """An event of the run, the same as in ``events.jsonl``; the first is ``run_started``."""
+        """An event of the run, the same as in ``events.jsonl``, in order and from the beginning."""
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         """The run has ended, and its record is closed; told only to a tracker whose `start` went through.

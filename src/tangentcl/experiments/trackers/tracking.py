@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tangentcl.experiments.trackers.tracker import Tracker
@@ -12,12 +12,13 @@ class Tracking:
     """Passes a run's events on to its trackers. A tracker that fails costs the run nothing but its curves.
 
     Trackers start at the first event, when the run has a record, and none starts where there is no event: in the other
-    processes of a run, and for a run that was done before.
+    processes of a run, and for a run that was done before. A run that goes on after a stop is told from its beginning.
 
     Args:
         trackers: by name.
         name: of the run.
         settings: of the run.
+        earlier: gives the events that the record held before the first one told here, with their fields.
         say: called with the name of a tracker and what went wrong, once for each that fails.
     """
 
@@ -26,42 +27,51 @@ class Tracking:
         trackers: Mapping[str, Tracker],
         name: str,
         settings: Mapping[str, Any],
+        earlier: Callable[[], Iterable[tuple[str, Mapping[str, Any]]]],
         say: Callable[[str, str], None],
     ) -> None:
-        self.name, self.settings, self.say = name, settings, say
-        self.failures: list[str] = []
+        self.name, self.settings, self.earlier, self.say = name, settings, earlier, say
         self._to_start = list(trackers.items())
         self._active: dict[str, Tracker] = {}  # started, and not failed
+        self._failed: dict[str, str] = {}  # with the reason
 
     @property
     def active(self) -> bool:
         """Whether a tracker has started and not failed."""
         return bool(self._active)
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """The trackers that failed, each with its reason."""
+        return tuple(f"{name}: {reason}" for name, reason in self._failed.items())
+
     def event(self, event: str, fields: Mapping[str, Any]) -> None:
         """Tell every tracker of an event."""
         while self._to_start:
-            name, tracker = self._to_start.pop(0)
-            if self._try(name, tracker.start, self.name, self.settings):
-                self._active[name] = tracker
-        self._all("event", event, fields)
+            self._start(*self._to_start.pop(0))
+        for name, tracker in list(self._active.items()):
+            self._tell(name, tracker.event, event, fields)
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         """Tell every tracker that has started how the run ended."""
-        self._all("finish", status, metrics)
-
-    def _all(self, method: str, *arguments: Any) -> None:
         for name, tracker in list(self._active.items()):
-            if not self._try(name, getattr(tracker, method), *arguments):
-                del self._active[name]
+            self._tell(name, tracker.finish, status, metrics)
 
-    def _try(self, name: str, tell: Callable[..., None], *arguments: Any) -> bool:
+    def _start(self, name: str, tracker: Tracker) -> None:
+        self._tell(name, tracker.start, self.name, self.settings)
+        if name not in self._failed:
+            self._active[name] = tracker
+            self._tell(name, self._replay, tracker)
+
+    def _replay(self, tracker: Tracker) -> None:
+        for event, fields in self.earlier():
+            tracker.event(event, fields)
+
+    def _tell(self, name: str, method: Callable[..., Any], *arguments: Any) -> None:
         try:
-            tell(*arguments)
+            method(*arguments)
         except Exception as error:  # a full disk, a server that is gone, a mistake in a class of the user's
             text = str(error).strip()
-            reason = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
-            self.failures.append(f"{name}: {reason}")
-            self.say(name, reason)
-            return False
-        return True
+            self._active.pop(name, None)
+            self._failed[name] = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+            self.say(name, self._failed[name])
