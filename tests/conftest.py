@@ -75,9 +75,17 @@ def run_with_stops(
         except Killed:
             continue
         break
-    changing = {"seconds", "samples_per_s", "peak_memory_bytes"}
+    changing = {"seconds", "samples_per_s", "peak_memory_bytes", "backbone_passes"}
     lasting = [(e, {k: v for k, v in f.items() if k not in changing}) for e, f in log if e != "resumed"]
     return method, result, lasting
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes what a user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANGENTCL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(name="run_with_stops")

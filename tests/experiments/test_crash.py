@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 SERVER = Path(__file__).with_name("crash_server.py")
 METHODS = ("finetune", "ntkcl", "ranpac", "replay")
-CHANGING = {"t", "seconds", "samples_per_s", "peak_memory_bytes"}
+CHANGING = {"t", "seconds", "samples_per_s", "peak_memory_bytes", "backbone_passes"}
 KILLS = 5  # of one run, before it may end
 
 if not hasattr(os, "fork"):

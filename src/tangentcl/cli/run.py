@@ -42,6 +42,7 @@ def add_parser(commands: Any) -> None:
         metavar="STEPS",
         help="steps between two states from which a stopped run goes on (default: 500; 0: ends of tasks only)",
     )
+    parser.add_argument("--no-cache", action="store_true", help="compute features of frozen backbones in every run")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML report")
 
@@ -56,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.file, settings=options.settings, seeds=options.seeds)
     from tangentcl.experiments.progress import RunProgress
     from tangentcl.experiments.run import run_experiment
+    from tangentcl.nn import FeatureStore
     from tangentcl.records import find_records
     from tangentcl.training.runtime import launched_rank, process_group
 
@@ -67,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
             observe=progress,
             overwrite=options.overwrite,
             checkpoint_every=options.checkpoint_every,
+            features=None if options.no_cache else FeatureStore(),
         )
     if launched_rank() != 0:
         return 0

@@ -121,6 +121,11 @@ class ImageFiles:
     def content_keys(self) -> list[Hashable] | None:
         return None if len(self) > _MAX_FILES_COMPARED else [self._read(i) for i in range(len(self))]
 
+    def file_keys(self) -> list[Hashable]:
+        """Name, size and time of change of each file."""
+        stats = [os.stat(os.path.join(self.root, path)) for path in self.paths]
+        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats)]
+
     def _read(self, index: int) -> bytes:
         path = os.path.join(self.root, self.paths[index])
         try:

@@ -85,6 +85,9 @@ class RunProgress:
         self._share_before = None if fields["step"] else 0.0
         self._show(f"goes on at task {min(self._done + 1, self._n_tasks)}/{self._n_tasks}{step}", True)
 
+    def _on_extracting(self, fields: dict[str, Any]) -> None:
+        self._show(f"features of {fields['done']}/{fields['total']} samples", False)
+
     def _on_skipped(self, fields: dict[str, Any]) -> None:
         self._done = self._n_tasks
         self._show("done before", True)

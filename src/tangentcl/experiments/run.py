@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from tangentcl.experiments.environment import environment
 from tangentcl.experiments.forecast_summary import in_short, task_forecast
 from tangentcl.experiments.trackers import Tracker, Tracking, build_trackers
 from tangentcl.methods import Method, method_class
-from tangentcl.nn import Backbone
+from tangentcl.nn import Backbone, FeatureStore
 from tangentcl.records import Record, RecordWriter, TaskTheory, is_abandoned
 from tangentcl.records.files import plain
 from tangentcl.training import (
@@ -104,6 +106,7 @@ def run_experiment(
     observe: Observe = ignore,
     overwrite: bool = False,
     checkpoint_every: int = 500,
+    features: FeatureStore | None = None,
 ) -> list[Outcome]:
     """Run every method and seed of ``experiment``; records lie in ``out/<experiment>/<label>/seed-<seed>``.
 
@@ -119,6 +122,7 @@ def run_experiment(
             done before, ``"tracker_failed"`` for a tracker that hears no more of a run.
         overwrite: run again, from the beginning, what is done, was stopped or was made with other settings.
         checkpoint_every: steps between two states within a task; 0 keeps those at the ends of tasks only.
+        features: where features of frozen backbones are kept; None computes them in every run, at every evaluation.
 
     Raises:
         ConfigError: a table that cannot be used, or a record made with other settings (the difference is named).
@@ -135,7 +139,8 @@ def run_experiment(
     outcomes = []
     for run, done in zip(runs, finished, strict=True):
         if not done:
-            outcomes.append(_tracked(experiment, run, observe, overwrite, checkpoint_every))
+            learn = partial(_run_one, experiment, run, overwrite, checkpoint_every, features)
+            outcomes.append(_tracked(run, observe, learn))
             continue
         outcomes.append(run.outcome("skipped"))
         if runtime.is_main:
@@ -180,43 +185,28 @@ def _prepared(experiment: Experiment, run: Run) -> tuple[Backbone, Method, TaskS
     return features, build_method(run.settings["method"], features, run.seed), ready
 
 
-def _tracked(experiment: Experiment, run: Run, observe: Observe, overwrite: bool, every: int) -> Outcome:
-    """One run with its trackers, which observe it and are told of its end when the record is closed."""
-    label, seed = run.entry.label, run.seed
+def _tracked(run: Run, observe: Observe, learn: Callable[[Observe], Outcome]) -> Outcome:
+    """``learn`` under the run's trackers, which observe it and are told of its end when the record is closed."""
 
     def say(tracker: str, reason: str) -> None:
-        observe(label, seed, "tracker_failed", {"tracker": tracker, "error": reason})
+        observe(run.entry.label, run.seed, "tracker_failed", {"tracker": tracker, "error": reason})
 
-    def earlier() -> list[tuple[str, dict[str, Any]]]:
-        events = Record.read(run.folder).events[:-1]  # the last one is being told
-        return [(e["event"], {key: e[key] for key in e if key not in ("t", "event")}) for e in events]
-
-    name = f"{experiment.name}/{run.entry.slug}/{run.folder.name}"
-    tracking = Tracking(run.trackers, name, run.settings, earlier, say)
+    tracking = Tracking(run.trackers, run.folder, run.settings, say)
 
     def seen(label: str, seed: int, event: str, fields: dict[str, Any]) -> None:
         observe(label, seed, event, fields)
         tracking.event(event, fields)
 
-    status = "failed"
     try:
-        outcome = _run_one(experiment, run, seen, overwrite, every)
-        status = outcome.status
-    except (KeyboardInterrupt, SystemExit):
-        status = "interrupted"
-        raise
+        outcome = learn(seen)
     finally:
-        tracking.finish(status, _final_metrics(run.folder) if tracking.active and status == "done" else {})
+        tracking.close()
     return replace(outcome, untracked=tracking.failures)
 
 
-def _final_metrics(folder: Path) -> dict[str, float]:
-    """The metrics of a finished record that are single numbers."""
-    accuracy = Record.read(folder).accuracy
-    return {} if accuracy is None else {k: float(v) for k, v in accuracy.metrics.items() if isinstance(v, float)}
-
-
-def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool, every: int) -> Outcome:
+def _run_one(
+    experiment: Experiment, run: Run, overwrite: bool, every: int, store: FeatureStore | None, observe: Observe
+) -> Outcome:
     runtime = Runtime(device=run.plan.device, precision=run.plan.precision)
     features, method, ready = _prepared(experiment, run)
     about = environment(features, ready, run.plan, runtime, experiment.seeds)
@@ -248,6 +238,8 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
     if run.forecast is not None:  # last, so next to training: it counts the seconds between its two looks
         watchers.append(_forecasting(run.forecast, ready, writer, emit))
     try:
+        if store is not None and method.reads_features:
+            ready = _known(store, ready, features, run.plan, runtime, emit)
         result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers, checkpoints=states)
         if writer is not None:
             write_accuracy(writer, ready, result)
@@ -273,6 +265,25 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
             raise  # the other processes may be waiting for this one
         return run.outcome("failed", reason)
     return run.outcome("done")
+
+
+def _known(
+    store: FeatureStore, stream: TaskStream, backbone: Backbone, plan: TrainingPlan, runtime: Runtime, emit: Emit
+) -> TaskStream:
+    """The stream with features from the store, which computes those that it does not have."""
+    began, before = time.perf_counter(), backbone.passes
+    backbone.to(runtime.device)
+
+    def say(done: int, total: int) -> None:
+        emit("extracting", {"done": done, "total": total})
+
+    keywords: dict[str, Any] = {"precision": plan.precision, "batch_size": plan.eval_batch_size, "say": say}
+    found = store.stream(stream, backbone, autocast=runtime.autocast, **keywords)
+    passes = backbone.passes - before
+    n = sum(len(task.train) + len(task.test) for task in stream)
+    if found is not None:
+        emit("features", {"n": n, "backbone_passes": passes, "seconds": time.perf_counter() - began})
+    return found or stream
 
 
 def _forecasting(options: ForecastOptions, stream: TaskStream, writer: RecordWriter | None, emit: Emit) -> Forecasting:

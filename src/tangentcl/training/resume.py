@@ -16,6 +16,7 @@ from tangentcl.data import TaskStream
 from tangentcl.errors import ConfigError, ModelError, RecordError
 from tangentcl.files import Damaged, remove_parts
 from tangentcl.methods import Method
+from tangentcl.nn.known import FeatureTransform
 from tangentcl.training.checkpoint import learned_tensors, load_tensors
 from tangentcl.training.loop import Emit, TaskFit
 from tangentcl.training.plan import TrainingPlan
@@ -250,6 +251,7 @@ def about_run(method: Method, stream: TaskStream, plan: TrainingPlan, runtime: R
         "stream": stream.name,
         "class order": list(stream.class_order),
         "training samples": [len(task.train) for task in stream],
+        "features from a store": isinstance(stream[0].test.transform, FeatureTransform),
         "plan": dataclasses.asdict(plan),
         "processes": runtime.world,
         "device": runtime.device.type,

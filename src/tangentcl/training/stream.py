@@ -129,6 +129,7 @@ def run_stream(
         state = go_on(checkpoints, method, stream, plan, runtime, watchers)
         emit = checkpoints.audible(emit)
     first, began = 0, time.perf_counter()
+    passed = sum(module.passes for module in method.modules() if isinstance(module, Backbone))
     if state is None:
         emit("run_started", {"n_tasks": len(stream), "n_classes": stream.n_classes})
     else:
@@ -151,7 +152,8 @@ def run_stream(
         if not isinstance(error, TangentclError):
             explain_wrong_input(method, stream, runtime, error)
         raise
-    emit("run_finished", {"seconds": time.perf_counter() - began})
+    passes = sum(module.passes for module in method.modules() if isinstance(module, Backbone)) - passed
+    emit("run_finished", {"seconds": time.perf_counter() - began, "backbone_passes": passes})
     return result
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from tangentcl.experiments.trackers.tracker import Tracker
+from tangentcl.records import Record
+from tangentcl.records.writer import ENDS
 
 
 class Tracking:
@@ -16,29 +19,22 @@ class Tracking:
 
     Args:
         trackers: by name.
-        name: of the run.
+        folder: of the run's record, which holds each event before it is told here.
         settings: of the run.
-        earlier: gives the events that the record held before the first one told here, with their fields.
         say: called with the name of a tracker and what went wrong, once for each that fails.
     """
 
     def __init__(
         self,
         trackers: Mapping[str, Tracker],
-        name: str,
+        folder: Path,
         settings: Mapping[str, Any],
-        earlier: Callable[[], Iterable[tuple[str, Mapping[str, Any]]]],
         say: Callable[[str, str], None],
     ) -> None:
-        self.name, self.settings, self.earlier, self.say = name, settings, earlier, say
+        self.folder, self.settings, self.say = folder, settings, say
         self._to_start = list(trackers.items())
         self._active: dict[str, Tracker] = {}  # started, and not failed
         self._failed: dict[str, str] = {}  # with the reason
-
-    @property
-    def active(self) -> bool:
-        """Whether a tracker has started and not failed."""
-        return bool(self._active)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -52,20 +48,27 @@ class Tracking:
         for name, tracker in list(self._active.items()):
             self._tell(name, tracker.event, event, fields)
 
-    def finish(self, status: str, metrics: Mapping[str, float]) -> None:
-        """Tell every tracker that has started how the run ended."""
+    def close(self) -> None:
+        """Tell every tracker that has started how the run ended, as its record says."""
         for name, tracker in list(self._active.items()):
-            self._tell(name, tracker.finish, status, metrics)
+            self._tell(name, self._finish, tracker)
 
     def _start(self, name: str, tracker: Tracker) -> None:
-        self._tell(name, tracker.start, self.name, self.settings)
+        self._tell(name, tracker.start, "/".join(self.folder.parts[-3:]), self.settings)
         if name not in self._failed:
             self._active[name] = tracker
             self._tell(name, self._replay, tracker)
 
     def _replay(self, tracker: Tracker) -> None:
-        for event, fields in self.earlier():
-            tracker.event(event, fields)
+        """What the record held before the event that is now being told, its last one."""
+        for line in Record.read(self.folder).events[:-1]:
+            tracker.event(line["event"], {key: value for key, value in line.items() if key not in ("t", "event")})
+
+    def _finish(self, tracker: Tracker) -> None:
+        record = Record.read(self.folder)
+        status = record.status.status if record.status.status in ENDS else "failed"  # the disk refused its last word
+        metrics = {} if status != "done" or record.accuracy is None else record.accuracy.metrics
+        tracker.finish(status, {key: float(value) for key, value in metrics.items() if isinstance(value, float)})
 
     def _tell(self, name: str, method: Callable[..., Any], *arguments: Any) -> None:
         try:
