@@ -77,6 +77,7 @@ def test_python_examples_print_what_the_page_says(page: Path, tmp_path: Path, mo
     if page.name in PRINTED_BY_TRANSFORMERS_5 and version("transformers") < "5":
         pytest.skip("the page shows what transformers 5 prints")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # an example may add the current folder
     text, sources = as_doctest(page.read_text(encoding="utf-8"))
     names: dict[str, Any] = {"__name__": f"examples of {page.name}"}
 

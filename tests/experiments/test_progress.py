@@ -161,3 +161,14 @@ def test_a_terminal_gets_one_live_line_per_run() -> None:
     assert [line.split("  ")[0] for line in last if "LoRA [r=8], seed" in line][-2:]
     assert any("[1/2] LoRA [r=8], seed 0" in line for line in last)
     assert any("[2/2] LoRA [r=8], seed 1" in line and "finished in 1 s" in line for line in last)
+
+
+def test_a_tracker_that_fails_is_said(clock: Clock) -> None:
+    text, observe = shown()
+    with observe:
+        observe("ncm", 0, "run_started", {"n_tasks": 1, "n_classes": 2})
+        observe("ncm", 0, "tracker_failed", {"tracker": "mlflow", "error": "OSError: [Errno 28] No space left"})
+    line = (
+        "12:00:00 [1/1] ncm, seed 0: the tracker mlflow hears no more of this run, which goes on: OSError: [Errno 28]"
+    )
+    assert line in text.getvalue()

@@ -22,7 +22,7 @@ else:
 Table = dict[str, Any]
 
 TABLES = ("source", "stream", "backbone", "transform", "plan", "forecast", "theory", "method")
-TOP = ("name", "seeds", "save", "published", *TABLES)
+TOP = ("name", "seeds", "save", "published", "tracker", *TABLES)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 
 
@@ -56,6 +56,7 @@ class Experiment:
         forecast: keywords of `tangentcl.training.ForecastOptions`, or None to forecast nothing.
         theory: keywords of `tangentcl.training.TheoryOptions`, or None for no theory report.
         published: what others reached on this stream. It goes into the record, and is no setting: it may change.
+        trackers: who looks on: keywords of classes in `tangentcl.experiments.trackers`, and ``name``. No setting.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Experiment:
     forecast: Table | None = None
     theory: Table | None = None
     published: tuple[Published, ...] = ()
+    trackers: tuple[Table, ...] = ()
 
     def resolved(self, entry: MethodEntry, seed: int) -> Table:
         """All settings of one run, as they are written into its record."""
@@ -163,6 +165,8 @@ def apply_setting(document: Table, setting: str) -> None:
                 raise ConfigError(f"--set {setting}: there is no method {parts[1]!r}.{nearest(parts[1], labels)}")
             targets = [labels[slug(parts[1])]]
             parts = ["method", *parts[2:]]
+    elif parts[0] == "tracker" and len(parts) > 1:
+        targets = document["tracker"] = _tracker_tables(document) or [{}]
     else:
         targets = [document.setdefault(parts[0], {})] if len(parts) > 1 else [document]
         if len(parts) == 1:
@@ -216,6 +220,7 @@ def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> 
         forecast=_switched("forecast", document.get("forecast", False), where),
         theory=_switched("theory", document.get("theory", False), where),
         published=_published(document, where),
+        trackers=_trackers(document, where),
         **{key: document[key] for key in ("source", "stream", "backbone", "transform", "plan")},
     )
 
@@ -234,6 +239,25 @@ def _published(document: Mapping[str, Any], where: str) -> tuple[Published, ...]
     if not isinstance(tables, list):
         raise ConfigError(f"{where}: published must be tables, [[published]], got {tables!r}")
     return tuple(published_from(table, where) for table in tables)
+
+
+def _tracker_tables(document: Mapping[str, Any]) -> list[Table]:
+    """The tables of ``tracker``, where a name stands for a table that holds nothing else, and false for none."""
+    given = document.get("tracker", False)
+    given = [] if given is False else given if isinstance(given, list) else [given]
+    tables = [{"name": item} if isinstance(item, str) else item for item in given]
+    if any(not isinstance(table, dict) for table in tables):
+        raise ConfigError(f"tracker must be a name, a table, [tracker] or [[tracker]], or false, got {given!r}")
+    return tables
+
+
+def _trackers(document: Mapping[str, Any], where: str) -> tuple[Table, ...]:
+    tables = _tracker_tables(document)
+    for table in tables:
+        if not isinstance(table.get("name"), str):
+            name = table.get("name")
+            raise ConfigError(f'{where}: every [[tracker]] needs a name, as in name = "tensorboard", got {name!r}')
+    return tuple(tables)
 
 
 def _switched(name: str, given: Any, where: str) -> Table | None:

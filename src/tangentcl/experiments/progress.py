@@ -140,6 +140,9 @@ class RunProgress:
     def _on_failed(self, fields: dict[str, Any]) -> None:
         self._show(f"failed: {fields['error']}", True)
 
+    def _on_tracker_failed(self, fields: dict[str, Any]) -> None:
+        self._say(f"the tracker {fields['tracker']} hears no more of this run, which goes on: {fields['error']}")
+
     def _on_other(self, fields: dict[str, Any]) -> None:
         """Events without a line of their own."""
 

@@ -6,7 +6,8 @@ import json
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tangentcl.experiments.build import (
 from tangentcl.experiments.config import Experiment, MethodEntry, Table
 from tangentcl.experiments.environment import environment
 from tangentcl.experiments.forecast_summary import in_short, task_forecast
+from tangentcl.experiments.trackers import Tracker, Tracking, build_trackers
 from tangentcl.methods import Method, method_class
 from tangentcl.nn import Backbone, FeatureStore
 from tangentcl.records import Record, RecordWriter, TaskTheory, is_abandoned
@@ -53,13 +55,17 @@ from tangentcl.training.moments import MomentsWriter
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended: ``status`` is "done", "skipped" (was done before) or "failed" with a ``reason``."""
+    """How one run ended: ``status`` is "done", "skipped" (was done before) or "failed" with a ``reason``.
+
+    ``untracked`` names the trackers that failed, each with its reason; the run does not depend on them.
+    """
 
     label: str
     seed: int
     folder: Path
     status: str
     reason: str | None = None
+    untracked: tuple[str, ...] = ()
 
 
 Observe = Callable[[str, int, str, dict[str, Any]], None]  # label, seed, event, fields
@@ -77,6 +83,7 @@ class Run:
     folder: Path
     forecast: ForecastOptions | None = None
     theory: TheoryOptions | None = None
+    trackers: dict[str, Tracker] = field(default_factory=dict)
 
     @property
     def states(self) -> Path:
@@ -112,7 +119,7 @@ def run_experiment(
         experiment: what to run.
         out: folder of all records.
         observe: called with label, seed, event and fields, in the main process only; ``"skipped"`` for a run that was
-            done before.
+            done before, ``"tracker_failed"`` for a tracker that hears no more of a run.
         overwrite: run again, from the beginning, what is done, was stopped or was made with other settings.
         checkpoint_every: steps between two states within a task; 0 keeps those at the ends of tasks only.
         features: where features of frozen backbones are kept; None computes them in every run, at every evaluation.
@@ -132,7 +139,8 @@ def run_experiment(
     outcomes = []
     for run, done in zip(runs, finished, strict=True):
         if not done:
-            outcomes.append(_run_one(experiment, run, observe, overwrite, checkpoint_every, features))
+            learn = partial(_run_one, experiment, run, overwrite, checkpoint_every, features)
+            outcomes.append(_tracked(run, observe, learn))
             continue
         outcomes.append(run.outcome("skipped"))
         if runtime.is_main:
@@ -161,7 +169,8 @@ def _planned(experiment: Experiment, out: Path) -> list[Run]:
             plan = build_plan({**experiment.plan, **entry.plan}, seed)
             folder = out / experiment.name / entry.slug / f"seed-{seed}"
             settings = with_defaults(experiment.resolved(entry, seed))
-            runs.append(Run(entry, seed, plan, streams[key], settings, folder, forecast, theory))
+            trackers = build_trackers(experiment.trackers, out)
+            runs.append(Run(entry, seed, plan, streams[key], settings, folder, forecast, theory, trackers))
     return runs
 
 
@@ -176,8 +185,27 @@ def _prepared(experiment: Experiment, run: Run) -> tuple[Backbone, Method, TaskS
     return features, build_method(run.settings["method"], features, run.seed), ready
 
 
+def _tracked(run: Run, observe: Observe, learn: Callable[[Observe], Outcome]) -> Outcome:
+    """``learn`` under the run's trackers, which observe it and are told of its end when the record is closed."""
+
+    def say(tracker: str, reason: str) -> None:
+        observe(run.entry.label, run.seed, "tracker_failed", {"tracker": tracker, "error": reason})
+
+    tracking = Tracking(run.trackers, run.folder, run.settings, say)
+
+    def seen(label: str, seed: int, event: str, fields: dict[str, Any]) -> None:
+        observe(label, seed, event, fields)
+        tracking.event(event, fields)
+
+    try:
+        outcome = learn(seen)
+    finally:
+        tracking.close()
+    return replace(outcome, untracked=tracking.failures)
+
+
 def _run_one(
-    experiment: Experiment, run: Run, observe: Observe, overwrite: bool, every: int, store: FeatureStore | None
+    experiment: Experiment, run: Run, overwrite: bool, every: int, store: FeatureStore | None, observe: Observe
 ) -> Outcome:
     runtime = Runtime(device=run.plan.device, precision=run.plan.precision)
     features, method, ready = _prepared(experiment, run)
