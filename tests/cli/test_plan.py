@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from tangentcl.experiments.config import tomllib
+from tangentcl.documents import tomllib
 from tangentcl.records import Record
 
 Answer = Callable[..., tuple[int, str, str]]

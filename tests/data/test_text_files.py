@@ -75,7 +75,7 @@ def test_a_column_of_groups(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "{", "a.json is not JSON"),
+        ("a.json", "{", "a.json cannot be read: it is not JSON"),
         ("a.json", "3", "Expected a list of samples"),
         ("a.json", '[{"text": "a", "label": 1}, 5]', "Sample 2 of .* is neither an object nor"),
         ("a.json", "{}", "no training split"),

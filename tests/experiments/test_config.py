@@ -58,9 +58,13 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name = [", r"mine.toml is not valid TOML: .*"),
-        (b"\xff\xfe\x00", r"mine.toml cannot be read: .*utf-8"),
+        ("name = [", r"mine.toml cannot be used: it is not valid TOML: .*"),
+        (b"\xff\xfe\x00", r"mine.toml cannot be used: it is not UTF-8 text"),
         ("", r"no method to run; add a \[\[method\]\]"),
+        ("a = " + "[" * 100_000, r"mine.toml cannot be used: it is nested too deeply"),
+        ("seeds = " + "9" * 5000, r"mine.toml cannot be used: it is not valid TOML: Exceeds the limit"),
+        ("seeds = " + "9" * 20, r"mine.toml cannot be used: seeds must be a number of at most 64 bits"),
+        ("[plan]\nlr = nan", r"mine.toml cannot be used: plan.lr must be a finite number, got nan"),
         ("[pln]\n", r"unknown key or table 'pln'. Did you mean 'plan'\? Known: backbone, "),
         ("[[source]]\nname = 'digits'", r"source must be a table, \[source\], got \[\{'name': 'digits'\}\]"),
         ("plan = 3", r"plan must be a table"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from tangentcl.data.assemble import Split, assemble, split_of
+from tangentcl.data.assemble import Split, assemble, named_labels, split_of
 from tangentcl.data.columns import (
     IMAGE_NAMES,
     LABEL_NAMES,
@@ -63,7 +63,7 @@ def hub(
         if columns.domain is not None:
             domains = [str(v) for v in part[choose_column(list(features), columns.domain, (), "domain", name)]]
         if columns.group is not None:
-            groups[0].extend(labels if class_names is None else [class_names[i] for i in labels])
+            groups[0].extend(labels if class_names is None else named_labels(labels, class_names, name))
             groups[1].extend(part[choose_column(list(features), columns.group, (), "group", name)][:])
         inputs = HubImages(part, column, name) if modality == "image" else part[column][:]
         read[split] = Split(inputs, labels, None, domains)

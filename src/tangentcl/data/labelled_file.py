@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tangentcl.data.assemble import Split, check_labels, natural_order
+from tangentcl.data.assemble import Split, check_labels, named_labels, natural_order
 from tangentcl.data.columns import Columns
 from tangentcl.data.image_folder import image_splits
 from tangentcl.data.inputs import Inputs
+from tangentcl.data.listing import files_in
 from tangentcl.data.parquet import parquet_splits
 from tangentcl.data.sources import kind_of, refuse_columns
 from tangentcl.data.table import Table
@@ -90,7 +91,7 @@ def read_labelled(path: str | Path, columns: Columns, *, splits: Sequence[str] =
     if len(chosen.inputs) != len(chosen.labels):
         raise DataError(f"{path} has {len(chosen.inputs)} samples and {len(chosen.labels)} labels.")
     check_labels(chosen.labels, str(path))
-    labels = [label if names is None else names[label] for label in chosen.labels]
+    labels = chosen.labels if names is None else named_labels(chosen.labels, names, str(path))
     ids = np.array([f"{path.name}/{i + 1}" for i in range(len(labels))]) if chosen.ids is None else chosen.ids
     return LabelledFile(path, modality, chosen.inputs, tuple(map(str, labels)), ids)
 
@@ -112,7 +113,7 @@ def _read(path: Path, columns: Columns) -> tuple[str, Mapping[str, Split], Seque
 
 
 def _beside(path: Path) -> str:
-    return _closest(path.name, [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else [])
+    return _closest(path.name, [file.name for file in files_in(path.parent)] if path.parent.is_dir() else [])
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

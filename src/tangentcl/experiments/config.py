@@ -5,19 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tangentcl.documents import Malformed, parse_toml
 from tangentcl.errors import ConfigError, nearest
 from tangentcl.records.published import Published, published_from
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Table = dict[str, Any]
 
@@ -126,16 +121,29 @@ def load_published(path: str | Path) -> tuple[str, tuple[Published, ...]]:
 
 def _document(path: Path) -> Table:
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        content = path.read_bytes()
     except FileNotFoundError as error:
         around = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise ConfigError(f"there is no experiment file {path}.{nearest(path.name, around)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"experiment file {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"experiment file {path} cannot be read: {error.strerror or error}") from error
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"experiment file {path} is not valid TOML: {error}") from error
+        return parse_toml(content)
+    except Malformed as error:
+        raise ConfigError(f"experiment file {path} cannot be used: {error}") from error
+
+
+def toml_value(text: str) -> Any:
+    """A value as an experiment file has it; what is no TOML, or more than one value, is text.
+
+    >>> toml_value("1e-3"), toml_value("sgd")
+    (0.001, 'sgd')
+    """
+    try:
+        table = parse_toml(f"value = {text}")
+    except Malformed:
+        return text
+    return table["value"] if len(table) == 1 else text
 
 
 def apply_setting(document: Table, setting: str) -> None:
@@ -149,10 +157,7 @@ def apply_setting(document: Table, setting: str) -> None:
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
         raise ConfigError(f"--set expects table.key=value, for example plan.epochs=5, got {setting!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = toml_value(text)
     if parts[0] not in TOP:
         raise ConfigError(f"--set {setting}: there is no table {parts[0]!r}.{nearest(parts[0], TOP)}")
     if parts[0] == "method":
