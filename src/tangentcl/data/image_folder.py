@@ -217,6 +217,8 @@ def _members(path: Path) -> list[_Entry]:
     except Exception as error:  # of a damaged directory zipfile raises struct.error, ValueError and others
         raise DataError(f"{path} is no zip file that can be read ({error}).") from error
     for info in infos:
+        if not info.filename:
+            raise DataError(f"A file in {path} has no name. Was the zip file damaged? Pack it again.")
         member = PurePosixPath(info.filename)
         if info.is_dir() or not _is_image(member):
             continue

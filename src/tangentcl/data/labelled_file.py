@@ -13,6 +13,7 @@ from tangentcl.data.columns import Columns
 from tangentcl.data.image_folder import image_splits
 from tangentcl.data.inputs import Inputs
 from tangentcl.data.listing import files_in
+from tangentcl.data.naming import naming
 from tangentcl.data.parquet import parquet_splits
 from tangentcl.data.sources import kind_of, refuse_columns
 from tangentcl.data.table import Table
@@ -84,7 +85,8 @@ def read_labelled(path: str | Path, columns: Columns, *, splits: Sequence[str] =
     path = Path(path).expanduser()
     if not path.exists():
         raise DataError(f"There is no file or folder {path}.{_beside(path)}")
-    modality, read, names = _read(path, columns)
+    with naming(path):
+        modality, read, names = _read(path, columns)
     chosen = next((read[split] for split in (*splits, "train", *read) if split in read), None)
     if chosen is None or not len(chosen.inputs):
         raise DataError(f"{path} has no sample.")

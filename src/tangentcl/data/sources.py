@@ -11,6 +11,7 @@ from tangentcl.data.digits import digits
 from tangentcl.data.hub import hub
 from tangentcl.data.image_folder import image_folder
 from tangentcl.data.listing import files_in
+from tangentcl.data.naming import naming
 from tangentcl.data.parquet import parquet
 from tangentcl.data.table import Source
 from tangentcl.data.text_files import TEXT_SUFFIXES, clinc150, text_files
@@ -114,14 +115,15 @@ def _from_path(path: Path, columns: Columns, test_share: float, test_seed: int) 
         hint = "" if len(path.parts) > 1 or path.suffix else nearest(str(path), SOURCES)
         raise DataError(f"No data set is named {str(path)!r} and no file or folder is there.{hint}")
     kind = kind_of(path)
-    if kind == "hub":
-        return hub(str(path), columns, test_share=test_share, test_seed=test_seed)
-    if kind == "parquet":
-        return parquet(path, columns, test_share=test_share, test_seed=test_seed)
-    if kind == "text":
-        return text_files(path, columns, test_share=test_share, test_seed=test_seed)
-    refuse_columns(columns, str(path))
-    return image_folder(path, test_share=test_share, test_seed=test_seed)
+    with naming(path):
+        if kind == "hub":
+            return hub(str(path), columns, test_share=test_share, test_seed=test_seed)
+        if kind == "parquet":
+            return parquet(path, columns, test_share=test_share, test_seed=test_seed)
+        if kind == "text":
+            return text_files(path, columns, test_share=test_share, test_seed=test_seed)
+        refuse_columns(columns, str(path))
+        return image_folder(path, test_share=test_share, test_seed=test_seed)
 
 
 def kind_of(path: Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from tangentcl.data.assemble import Split, assemble, split_of
 from tangentcl.data.columns import LABEL_NAMES, NO_COLUMNS, TEXT_NAMES, Columns, choose_column, class_groups
 from tangentcl.data.listing import files_in
+from tangentcl.data.naming import naming
 from tangentcl.data.table import Source
 from tangentcl.documents import Malformed, parse_json
 from tangentcl.errors import DataError
@@ -74,6 +75,11 @@ def clinc150(folder: Path) -> Source:
     Raises:
         DataError: files that are missing or not as published.
     """
+    with naming(folder / "data_full.json"):
+        return _clinc150(folder)
+
+
+def _clinc150(folder: Path) -> Source:
     path = folder / "data_full.json"
     content = _json(path)
     if not isinstance(content, dict) or not {"train", "val", "test"} <= set(content):

@@ -101,7 +101,10 @@ def load_experiment(
     path = Path(path)
     document = _document(path)
     for setting in settings:
-        apply_setting(document, setting)
+        try:
+            apply_setting(document, setting)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     if seeds is not None:
         document["seeds"] = list(seeds)
     document.setdefault("name", path.stem)
@@ -161,7 +164,7 @@ def apply_setting(document: Table, setting: str) -> None:
     if parts[0] not in TOP:
         raise ConfigError(f"--set {setting}: there is no table {parts[0]!r}.{nearest(parts[0], TOP)}")
     if parts[0] == "method":
-        targets = _method_tables(document)
+        targets = _method_tables(document, f"--set {setting}")
         if len(parts) > 2 and parts[1] != "plan":
             labels = {slug(_label(table)): table for table in targets}
             if slug(parts[1]) not in labels:
@@ -203,7 +206,7 @@ def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> 
         raise ConfigError(f"{where}: seeds must differ, got {seeds}")
     if not isinstance(save, bool) and save != "tasks":
         raise ConfigError(f'{where}: save must be true, false or "tasks" (after every task), got {save!r}')
-    entries = [_entry(table, where) for table in _method_tables(document)]
+    entries = [_entry(table, where) for table in _method_tables(document, where)]
     if not entries:
         raise ConfigError(f"{where}: no method to run; add a [[method]] table with a name")
     slugs = [entry.slug for entry in entries]
@@ -267,11 +270,11 @@ def _label(table: Table) -> str:
     return str(table.get("label", table.get("name", "")))
 
 
-def _method_tables(document: Mapping[str, Any]) -> list[Table]:
+def _method_tables(document: Mapping[str, Any], where: str) -> list[Table]:
     tables = document.get("method", [])
     tables = [tables] if isinstance(tables, dict) else tables
     if not isinstance(tables, list) or any(not isinstance(table, dict) for table in tables):
-        raise ConfigError(f"method must be a table, [method] or [[method]], got {tables!r}")
+        raise ConfigError(f"{where}: method must be a table, [method] or [[method]], got {tables!r}")
     return tables
 
 
