@@ -278,3 +278,18 @@ def test_slugs_are_safe_folder_names() -> None:
     assert slug("../../evil") == "evil"
     assert slug("Ä b/c") == "b-c"
     assert slug("..") == ""
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "nan", "5\nlr = 3", "1\n[b]\nc = 2"])
+def test_a_setting_that_is_not_one_toml_value_is_text(text: str) -> None:
+    document: dict[str, Any] = {}
+    apply_setting(document, f"plan.epochs={text}")
+    assert document == {"plan": {"epochs": text}}
+
+
+def test_errors_about_settings_and_methods_name_the_file(tmp_path: Path) -> None:
+    path = _file(tmp_path, "[[method]]\nname = 'ncm'")
+    with pytest.raises(ConfigError, match=r"mine\.toml: --set method\.x\.rank=1: there is no method 'x'"):
+        load_experiment(path, settings=["method.x.rank=1"])
+    with pytest.raises(ConfigError, match=r"mine\.toml: method must be a table"):
+        load_experiment(_file(tmp_path, "method = 3"))

@@ -81,7 +81,9 @@ def guarded(name: str, load: Any, /, *arguments: Any, **keywords: Any) -> Any:
         return load(*arguments, **keywords)
     except Exception as error:  # of damaged files transformers raises AttributeError, TypeError, IndexError and others
         if isinstance(error, ModelError):
-            raise
+            if name in str(error):
+                raise
+            raise ModelError(f"backbone '{name}': {error}") from error
         if Path(name).is_dir():
             hint = f"Check that folder '{name}' holds a complete transformers model (config.json, model.safetensors)."
         else:

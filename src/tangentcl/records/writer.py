@@ -77,11 +77,20 @@ class RecordWriter:
             raise refused("write", path, error) from error
         self._size = 0  # of the whole lines in it
         hold(self._events, path)
+        try:
+            self._begin(config, environment)
+        except BaseException:
+            self._events.close()
+            raise
+
+    def _begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Say that a run is going on, then remove what an earlier one left and write what is known of this one."""
         self._write_status(self._status("running", None))
+        path = self.folder / "events.jsonl"
         try:
             self._events.truncate(0)
-            for name in (CHECKSUMS, "accuracy.json"):
-                (self.folder / name).unlink(missing_ok=True)
+            for path in (self.folder / CHECKSUMS, self.folder / "accuracy.json"):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise refused("write", path, error) from error
         remove_forecasts(self.folder)
@@ -187,6 +196,18 @@ class RecordWriter:
         except OSError as error:
             raise refused("write", self.folder / "events.jsonl", error) from error
 
+    def give_up(self, reason: str) -> None:
+        """Finish as ``failed``, or where the disk refuses even that, leave the record ``running`` but let go of it.
+
+        Either way it can be written again at once. For a run that ends because its record cannot be written.
+        """
+        if self._events.closed:
+            return
+        try:
+            self.finish("failed", reason)
+        except RecordError:  # the caller has the first one in hand
+            self._events.close()
+
     def __enter__(self) -> RecordWriter:
         return self
 
@@ -197,6 +218,8 @@ class RecordWriter:
             return
         if error is None:
             self.finish()
+        elif isinstance(error, RecordError):
+            self.give_up(str(error))
         elif isinstance(error, KeyboardInterrupt):
             self.finish("interrupted", "stopped by the user")
         else:
