@@ -139,7 +139,7 @@ def _of_models() -> list[Kind]:
     texts = ("config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt", *POOLING)
     return [
         Kind("bundled backbone", "bundled.safetensors", models.bundled, models.read_bundled, checked=True, slow=True),
-        Kind("bundled backbone: card", "card.json", models.bundled, bundled_card),
+        Kind("bundled card", "card.json", models.bundled, bundled_card),
         *(
             Kind(f"weights: {suffix}", f"w.{suffix}", models.weights(f"w.{suffix}"), models.weights_of(f"w.{suffix}"))
             for suffix in ("safetensors", "pt")

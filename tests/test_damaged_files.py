@@ -58,7 +58,7 @@ def test_damage_is_noticed(prepared: Prepared) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_much_damage_is_noticed(prepared: Prepared) -> None:
-    searched(prepared, 1500)
+    searched(prepared, 400)
 
 
 def test_the_check_notices_what_it_is_for(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ class Malformed(ValueError):
     """A text that is not the document it should be."""
 
 
+class OutOfRange(Malformed):
+    """A number in a document that is not finite, or needs more than 64 bits."""
+
+
 def parse_json(content: str | bytes) -> Any:
     """The value of a JSON text, UTF-8 if given as bytes.
 
@@ -56,14 +60,14 @@ def parse_toml(content: str | bytes) -> dict[str, Any]:
     """The table of a TOML text, UTF-8 if given as bytes; a byte order mark, which some editors write, is no error.
 
     Raises:
-        Malformed: what is wrong, also numbers that are not finite or need more than 64 bits.
+        Malformed: what is wrong. OutOfRange: a number that is not finite or needs more than 64 bits.
 
     >>> parse_toml("a = 1")
     {'a': 1}
     >>> parse_toml("a = 9999999999999999999")
     Traceback (most recent call last):
         ...
-    tangentcl.documents.Malformed: a must be a number of at most 64 bits, got 9999999999999999999
+    tangentcl.documents.OutOfRange: a must be a number of at most 64 bits, got 9999999999999999999
     """
     try:
         table = tomllib.loads(_text(content).removeprefix("\ufeff"))
@@ -120,9 +124,9 @@ def _check_numbers(value: Any, place: str) -> None:
         for item in value:
             _check_numbers(item, place)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise Malformed(f"{place} must be a finite number, got {value}; leave it out where there is none")
+        raise OutOfRange(f"{place} must be a finite number, got {value}; leave it out where there is none")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise Malformed(f"{place} must be a number of at most 64 bits, got {shortened(value)}")
+        raise OutOfRange(f"{place} must be a number of at most 64 bits, got {shortened(value)}")
 
 
 def shortened(value: int) -> str:

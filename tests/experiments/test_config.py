@@ -280,11 +280,17 @@ def test_slugs_are_safe_folder_names() -> None:
     assert slug("..") == ""
 
 
-@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "nan", "5\nlr = 3", "1\n[b]\nc = 2"])
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "5\nlr = 3", "1\n[b]\nc = 2"])
 def test_a_setting_that_is_not_one_toml_value_is_text(text: str) -> None:
     document: dict[str, Any] = {}
     apply_setting(document, f"plan.epochs={text}")
     assert document == {"plan": {"epochs": text}}
+
+
+@pytest.mark.parametrize("text", ["nan", "[1.0, inf]", "9" * 20])
+def test_a_setting_out_of_range_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be used: the value must be a"):
+        apply_setting({}, f"plan.lr={text}")
 
 
 def test_errors_about_settings_and_methods_name_the_file(tmp_path: Path) -> None:

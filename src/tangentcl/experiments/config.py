@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tangentcl.documents import Malformed, parse_toml
+from tangentcl.documents import Malformed, OutOfRange, parse_toml
 from tangentcl.errors import ConfigError, nearest
 from tangentcl.records.published import Published, published_from
 
@@ -139,11 +139,16 @@ def _document(path: Path) -> Table:
 def toml_value(text: str) -> Any:
     """A value as an experiment file has it; what is no TOML, or more than one value, is text.
 
+    Raises:
+        ConfigError: a number that is not finite or needs more than 64 bits.
+
     >>> toml_value("1e-3"), toml_value("sgd")
     (0.001, 'sgd')
     """
     try:
         table = parse_toml(f"value = {text}")
+    except OutOfRange as error:
+        raise ConfigError(f"{text} cannot be used: the {error}") from error
     except Malformed:
         return text
     return table["value"] if len(table) == 1 else text
