@@ -11,6 +11,7 @@ from benchmarks import readable_data as data
 from benchmarks import readable_models as models
 from benchmarks import readable_records as records
 from benchmarks.readable_data import Make, Read
+from tangentcl.data.image_lists import coda_lists, domain_lists, lists
 from tangentcl.experiments.config import load_experiment, load_published
 from tangentcl.nn.vit import bundled_card
 
@@ -40,6 +41,7 @@ RECORD = (
     *("config.toml", "environment.json", "events.jsonl", "accuracy.json", "status.json", "checksums.json"),
     *("forecasts/task-001.json", "forecasts/task-001.safetensors", "theory/task-001.json"),
 )
+LISTS = {"train.txt": lists, "imagenet-r_train.yaml": coda_lists, "real_test.txt": domain_lists}
 POOLING = ("1_Pooling/config.json", "sentence_bert_config.json")
 
 
@@ -92,6 +94,7 @@ def _of_runs() -> list[Kind]:
             if file != "checksums.json"
         ),
         Kind("learner", "learner.safetensors", records.learner, records.learner_reader(), checked=True),
+        Kind("state of a run", "state-000.safetensors", records.state, records.read_run_state, checked=True),
         Kind("moments", "moments/task-000.safetensors", records.moments, records.read_moments, checked=True),
         Kind("sketch", "sketch.safetensors", records.sketch, records.read_sketch, checked=True),
         Kind("experiment", "small.toml", small, _experiment),
@@ -131,6 +134,7 @@ def _of_images() -> list[Kind]:
         Kind("parquet: images", "a.parquet", data.parquet_images, data.source_of("a.parquet")),
         Kind("parquet: to forecast", "a.parquet", data.parquet_images, data.read_to_forecast),
         Kind("zip of images", "a.zip", data.zipped, data.source_of("a.zip")),
+        *(Kind(f"lists of images: {file}", file, data.listed, data.lists_by(reader)) for file, reader in LISTS.items()),
         *(Kind(f"image: {suffix}", f"dog/a.{suffix}", data.images(suffix), data.source_of("")) for suffix in suffixes),
     ]
 

@@ -14,6 +14,8 @@ from PIL import Image
 from tangentcl.data import load
 from tangentcl.data.columns import Columns
 from tangentcl.data.labelled_file import read_labelled
+from tangentcl.data.naming import naming
+from tangentcl.data.table import Source
 
 Make = Callable[[Path], None]
 Read = Callable[[Path], Any]
@@ -134,3 +136,26 @@ def read_clinc(folder: Path) -> Any:
 
     found = clinc150(folder)
     return found.class_names, found.groups, [(list(t.inputs), t.labels.tolist()) for _, t in found.splits()]
+
+
+def listed(folder: Path) -> None:
+    """Images that lists name, as several data sets are published."""
+    images("png")(folder)
+    rows = [("cat/a.png", 0), ("dog/a.png", 1)]
+    for split in ("train", "test"):
+        text = "".join(f"{path} {label}\n" for path, label in rows)
+        (folder / f"{split}.txt").write_text(text)
+        (folder / f"real_{split}.txt").write_text(text)
+        body = "".join(f"- data/imagenet-r/{split}/{path}\n" for path, _ in rows)
+        (folder / f"imagenet-r_{split}.yaml").write_text(f"data:\n{body}targets:\n- 0\n- 1\n")
+
+
+def lists_by(reader: Callable[[Path], Source]) -> Read:
+    """Reads lists of images and the images."""
+
+    def read(folder: Path) -> Any:
+        with naming(folder):
+            found = reader(folder)
+        return found.class_names, [[_sample(t.inputs[i]) for i in range(len(t))] for _, t in found.splits()]
+
+    return read

@@ -17,9 +17,10 @@ from tangentcl.methods import NCM
 from tangentcl.nn import from_module
 from tangentcl.records import Record, RecordWriter, TaskForecast, TaskTheory
 from tangentcl.records.files import plain
-from tangentcl.training import TrainingPlan, run_stream
+from tangentcl.training import Checkpoints, TrainingPlan, run_stream
 from tangentcl.training.checkpoint import load_learner, save_learner
 from tangentcl.training.moments import load_moments, save_moments
+from tangentcl.training.state_file import write_state
 
 PARTS: dict[str, Any] = {
     "accuracy": {},
@@ -133,3 +134,18 @@ def read_sketch(folder: Path) -> Any:
     """The numbers of a sketch."""
     found = load_sketch(folder / "sketch.safetensors")
     return found.header, {key: value.tolist() for key, value in found.tensors().items()}
+
+
+def state(folder: Path) -> None:
+    """The state of a run at the end of a task."""
+    write_state(
+        folder / "state-000.safetensors", {"task": 0, "method": {"w": torch.arange(4.0)}, "result": [0.5, None]}
+    )
+
+
+def read_run_state(folder: Path) -> Any:
+    """The state that a run would go on from."""
+    found = Checkpoints(folder).found()
+    if found is None:
+        raise AssertionError("the state is gone")
+    return repr(found.after)

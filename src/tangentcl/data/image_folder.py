@@ -25,7 +25,7 @@ _MAX_FILES_COMPARED = 100_000
 
 
 @dataclass(frozen=True)
-class _Entry:
+class ImageEntry:
     """One image: path inside the folder or zip file, size in bytes, checksum (zip only)."""
 
     path: str
@@ -79,7 +79,7 @@ def image_splits(path: Path) -> dict[str, Split]:
         entries = _members(path)
     if not entries:
         raise DataError(f"No images in {path}. Expected one folder per class with {', '.join(IMAGE_SUFFIXES[:4])}, ...")
-    splits: dict[str, list[_Entry]] = {}
+    splits: dict[str, list[ImageEntry]] = {}
     classes: dict[str, list[str]] = {}
     prefix = _common_folder([entry.path for entry in entries])
     names = {PurePosixPath(entry.path).relative_to(prefix).parts[0] for entry in entries}
@@ -105,7 +105,7 @@ def image_splits(path: Path) -> dict[str, Split]:
 class ImageFiles:
     """Images in files, decoded when asked for."""
 
-    def __init__(self, root: Path, entries: Sequence[_Entry]) -> None:
+    def __init__(self, root: Path, entries: Sequence[ImageEntry]) -> None:
         self.root = str(root)
         self.paths = [entry.path for entry in entries]
         self.sizes = [entry.size for entry in entries]
@@ -122,6 +122,11 @@ class ImageFiles:
     def content_keys(self) -> list[Hashable] | None:
         return None if len(self) > _MAX_FILES_COMPARED else [self._read(i) for i in range(len(self))]
 
+    def file_keys(self) -> list[Hashable]:
+        """Name, size and time of change of each file."""
+        stats = [_stat(os.path.join(self.root, path)) for path in self.paths]
+        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats)]
+
     def _read(self, index: int) -> bytes:
         path = os.path.join(self.root, self.paths[index])
         try:
@@ -134,7 +139,7 @@ class ImageFiles:
 class ZippedImages:
     """Images in a zip file, decoded when asked for; every process opens the file for itself."""
 
-    def __init__(self, path: Path, entries: Sequence[_Entry]) -> None:
+    def __init__(self, path: Path, entries: Sequence[ImageEntry]) -> None:
         self.path = str(path)
         self.members = [entry.path for entry in entries]
         self.keys = [(entry.checksum, entry.size) for entry in entries]
@@ -170,7 +175,7 @@ class ZippedImages:
         return self._opened[1]
 
 
-def _inputs(path: Path, entries: Sequence[_Entry]) -> ImageFiles | ZippedImages:
+def _inputs(path: Path, entries: Sequence[ImageEntry]) -> ImageFiles | ZippedImages:
     return ImageFiles(path, entries) if path.is_dir() else ZippedImages(path, entries)
 
 
@@ -179,7 +184,7 @@ def _is_image(path: PurePosixPath) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
 
-def _walk(root: Path) -> list[_Entry]:
+def _walk(root: Path) -> list[ImageEntry]:
     entries, visited = [], set()
 
     def refuse(error: OSError) -> None:
@@ -198,18 +203,18 @@ def _walk(root: Path) -> list[_Entry]:
         for file in sorted(files):
             path = PurePosixPath(Path(folder, file).relative_to(root).as_posix())
             if _is_image(path):
-                entries.append(_Entry(str(path), _size(os.path.join(folder, file))))
+                entries.append(ImageEntry(str(path), _stat(os.path.join(folder, file)).st_size))
     return entries
 
 
-def _size(path: str) -> int:
+def _stat(path: str) -> os.stat_result:
     try:
-        return os.stat(path).st_size
+        return os.stat(path)
     except OSError as error:
         raise DataError(f"Cannot read the image {path} ({error.strerror or error}).") from error
 
 
-def _members(path: Path) -> list[_Entry]:
+def _members(path: Path) -> list[ImageEntry]:
     entries, names = [], set()
     try:
         with zipfile.ZipFile(path) as archive:
@@ -233,7 +238,7 @@ def _members(path: Path) -> list[_Entry]:
         if info.filename in names:
             raise DataError(f"{info.filename!r} is in {path} twice. Pack each image once.")
         names.add(info.filename)
-        entries.append(_Entry(info.filename, info.file_size, info.CRC))
+        entries.append(ImageEntry(info.filename, info.file_size, info.CRC))
     return sorted(entries, key=lambda entry: entry.path)
 
 

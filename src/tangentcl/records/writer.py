@@ -14,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ..errors import RecordError
+from ..files import remove_parts
 from .accuracy import Accuracy
 from .checksums import CHECKSUMS, write_checksums
 from .files import atomic_write, hold, is_held, plain, read_json, refused, write_json, write_toml
@@ -38,6 +39,7 @@ class RecordWriter:
             so keys with value None are left out.
         environment: versions, device, protocol; non-finite numbers become null.
         overwrite: replace a record that is done, or damaged, or ``running`` where locks do not tell whether it is.
+        go_on: `position` of an earlier writer of this folder: its record is continued from there, later events go.
 
     Raises:
         RecordError: the folder holds a record that is done or running, or cannot be written; with the system's reason.
@@ -56,6 +58,7 @@ class RecordWriter:
         environment: Mapping[str, Any],
         *,
         overwrite: bool = False,
+        go_on: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
         config, environment = (
@@ -78,7 +81,11 @@ class RecordWriter:
         self._size = 0  # of the whole lines in it
         hold(self._events, path)
         try:
-            self._begin(config, environment)
+            self._remove_parts()
+            if go_on is not None:
+                self._go_on(go_on)
+            else:
+                self._begin(config, environment)
         except BaseException:
             self._events.close()
             raise
@@ -97,6 +104,42 @@ class RecordWriter:
         remove_theory(self.folder)
         write_toml(self.folder / "config.toml", config)
         write_json(self.folder / "environment.json", environment)
+
+    def _remove_parts(self) -> None:
+        try:
+            remove_parts(self.folder)
+        except OSError as error:
+            raise refused("remove what a killed run left in", self.folder, error) from error
+
+    def _go_on(self, place: Mapping[str, Any]) -> None:
+        path = self.folder / "events.jsonl"
+        if (size := os.fstat(self._events.fileno()).st_size) < place["events"]:
+            raise RecordError(
+                f"{path} is damaged: it holds {size} bytes where the run had written {place['events']} when its state "
+                "was kept. Start afresh with --overwrite."
+            )
+        self._started = datetime.fromisoformat(read_json(self.folder / "status.json")["started"])
+        self._clock -= place["clock"]
+        self._write_status(self._status("running", None))
+        self._size = place["events"]
+        try:
+            self._cut_to_whole_lines()
+            (self.folder / CHECKSUMS).unlink(missing_ok=True)
+        except OSError as error:
+            raise refused("write", path, error) from error
+
+    def position(self) -> dict[str, Any]:
+        """Where the record stands, for ``go_on``; what was written before is on the disk.
+
+        Raises:
+            RecordError: the disk refuses.
+        """
+        try:
+            self._cut_to_whole_lines()
+            os.fsync(self._events.fileno())
+        except OSError as error:
+            raise refused("write", self.folder / "events.jsonl", error) from error
+        return {"events": self._size, "clock": time.monotonic() - self._clock}
 
     def event(self, event: str, fields: Mapping[str, Any] | None = None) -> None:
         """Append one line to ``events.jsonl`` with ``t``, the seconds since the start, and hand it to the system.
