@@ -60,19 +60,8 @@ def test_what_is_printed(here: Path, answer: Answer) -> None:
     assert (here / "curve.svg").read_text().startswith("<svg")
     assert "training task 0" in err
     assert "forecast 3 of 3" in err
-    code, out, err = answer(
-        "plan",
-        "small.toml",
-        "--task",
-        "1",
-        *FIXED,
-        "--lr",
-        "0.1",
-        "--max-forgetting",
-        "1",
-        "--svg",
-        "nowhere/curve.svg",
-    )
+    place = ("--svg", "nowhere/curve.svg")
+    code, out, err = answer("plan", "small.toml", "--task", "1", *FIXED, "--lr", "0.1", "--max-forgetting", "1", *place)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].endswith("cannot write nowhere/curve.svg: No such file or directory")
 
