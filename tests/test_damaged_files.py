@@ -52,7 +52,7 @@ def searched(prepared: Prepared, examples: int) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_damage_is_noticed(prepared: Prepared) -> None:
-    searched(prepared, 80)
+    searched(prepared, 60)
 
 
 @pytest.mark.slow
