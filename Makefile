@@ -45,6 +45,7 @@ bench: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ntk
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ntk_cl
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.heads
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.faults
 
 clean:
 	rm -rf $(VENV) build dist site

@@ -23,7 +23,7 @@ def test_a_sealed_file_stays_a_safetensors_file(about) -> None:
     found = load(content(about))
     assert {key: value.tolist() for key, value in found.items()} == {k: v.tolist() for k, v in TENSORS.items()}
     assert metadata(content(about)) == (about or {})
-    assert content(about) == content(about)
+    assert content(about) == content(about) == sealed(content(about))
 
 
 def test_every_flipped_bit_and_every_cut_is_found() -> None:

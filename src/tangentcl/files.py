@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .documents import Malformed, parse_json
+
 SEAL = "sha256"
 HEADER = 8  # bytes that hold the length of a safetensors header
 
@@ -75,6 +77,7 @@ def sealed(content: bytes) -> bytes:
     tangentcl.files.Damaged: its content does not have the checksum it was written with
     """
     header, data = _parts(content)
+    header.get("__metadata__", {}).pop(SEAL, None)  # of a file that was sealed and then changed
     about = {**header.get("__metadata__", {}), SEAL: _digest(header, data)}
     header["__metadata__"] = dict(sorted(about.items()))  # safetensors writes them in any order
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -120,8 +123,8 @@ def _parts(content: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
     if len(content) < HEADER or len(content) - HEADER < size:
         raise Damaged(f"it ends after {len(content)} bytes, within its header")
     try:
-        header = json.loads(bytes(content[HEADER : HEADER + size]))
-    except ValueError as error:  # of the text or of JSON
+        header = parse_json(bytes(content[HEADER : HEADER + size]))  # no key twice: two readers may take another one
+    except Malformed as error:
         raise Damaged(f"its header cannot be read ({error})") from error
     if not isinstance(header, dict):
         raise Damaged("its header is no table")

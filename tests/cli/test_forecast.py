@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from tangentcl.data import load
 from tangentcl.experiments import load_experiment
 from tangentcl.experiments.rebuild import rebuild
 from tangentcl.experiments.run import run_experiment
+from tangentcl.files import sealed
 from tangentcl.methods.sequence_classifier import SequenceClassifier
 from tangentcl.nn import Backbone
 from tangentcl.nn.hf_classifier import load_classifier
-from tangentcl.records import Record, read_forecasts
+from tangentcl.records import Record, read_forecasts, write_checksums
 from tangentcl.training import Runtime, TrainingPlan, predicted_classes
 from tangentcl.training.stream import learn_task
 
@@ -185,7 +186,7 @@ def test_what_cannot_be_forecast_or_loaded_says_why(ran: Callable[..., Path], an
     learner = folder / "checkpoints" / "task-001" / "learner.safetensors"
     whole = learner.read_bytes()
     tensors = load_file(learner)
-    save_file({key: torch.full_like(value, torch.nan) for key, value in tensors.items()}, learner)
+    learner.write_bytes(sealed(save({key: torch.full_like(value, torch.nan) for key, value in tensors.items()})))
     assert refused(answer, RUN, "--task", "2", "are not finite")
     learner.write_bytes(whole[:50])
     assert refused(answer, RUN, "--task", "2", "learner.safetensors is damaged")
@@ -194,8 +195,10 @@ def test_what_cannot_be_forecast_or_loaded_says_why(ran: Callable[..., Path], an
     text = (folder / "environment.json").read_text()
     for key, problem in (("sha256", "the backbone has other weights"), ("fingerprint", "the data have changed")):
         (folder / "environment.json").write_text(re.sub(rf'"{key}": "[0-9a-f]', f'"{key}": "x', text))
+        write_checksums(folder)
         assert refused(answer, RUN, "--task", "1", problem)
     (folder / "environment.json").write_text(text)
+    write_checksums(folder)
     (here / "none.toml").write_text(EXPERIMENT.split("[[method]]")[0].format(top="") + '[method]\nname = "ncm"\n')
     assert answer("run", "none.toml", "--no-report")[0] == 0
     assert refused(answer, "runs/small/ncm/seed-0", "--task", "2", "--replay", "NCM trains nothing by gradient steps")

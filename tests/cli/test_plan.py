@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tomli_w
 
-from tangentcl.experiments.config import tomllib
+from tangentcl.documents import tomllib
 from tangentcl.records import Record
 
 Answer = Callable[..., tuple[int, str, str]]
@@ -60,6 +60,10 @@ def test_what_is_printed(here: Path, answer: Answer) -> None:
     assert (here / "curve.svg").read_text().startswith("<svg")
     assert "training task 0" in err
     assert "forecast 3 of 3" in err
+    place = ("--svg", "nowhere/curve.svg")
+    code, out, err = answer("plan", "small.toml", "--task", "1", *FIXED, "--lr", "0.1", "--max-forgetting", "1", *place)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].endswith("cannot write nowhere/curve.svg: No such file or directory")
 
 
 def test_nothing_meets_the_demands(here: Path, answer: Answer) -> None:

@@ -121,3 +121,15 @@ def test_configuration_and_revision_are_passed_on(monkeypatch):
     assert seen == {"name": "some/pets", "config": "small", "revision": "abc"}
     assert np.asarray(source.test.inputs[1])[0, 0] == 1
     assert "validation split is used" in source.notes[0]
+
+
+def test_a_damaged_arrow_file_is_named_and_never_read_past_its_end(tmp_path):
+    datasets.Dataset.from_dict({"text": [f"text {i}" for i in range(8)], "label": ["a", "b"] * 4}).save_to_disk(
+        tmp_path / "saved"
+    )
+    path = next((tmp_path / "saved").glob("*.arrow"))
+    whole = path.read_bytes()
+    offsets = whole.index(np.arange(0, 30, 6, dtype=np.int32)[:5].tobytes())
+    path.write_bytes(whole[:offsets] + np.array([0, 1 << 30], dtype=np.int32).tobytes() + whole[offsets + 8 :])
+    with pytest.raises(DataError, match=r"Cannot read the data set .*saved.* \(ArrowInvalid"):
+        load(tmp_path / "saved")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -178,3 +179,55 @@ def test_images_load_in_worker_processes(tmp_path, packed):
     for expected, (found, _) in zip(here, loader, strict=True):
         assert np.array_equal(expected, found)
     pickle.loads(pickle.dumps(source))
+
+
+def test_a_member_that_unpacks_to_more_than_it_claims_is_never_unpacked_whole(tmp_path):
+    """A zip bomb: 256 MiB of zeros that claim to be 40 bytes. The peak of memory says how much was unpacked."""
+    path = pack(tmp_path / "a.zip", {**CLASSES, "cow/1.png": png(1), "cow/2.png": png(2)})
+    bomb = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in archive.namelist():
+            with out.open(name, "w", force_zip64=False) as file:
+                if name == "cow/1.png":
+                    for _ in range(256):
+                        file.write(bytes((1 << 20) + 77))
+                else:
+                    file.write(archive.read(name))
+    size = (256 * ((1 << 20) + 77)).to_bytes(4, "little")
+    content = bomb.read_bytes()
+    assert content.count(size) == 2  # beside the data and in the directory
+    bomb.write_bytes(content.replace(size, (40).to_bytes(4, "little")))
+    source = load(bomb)
+    i = (source.train.ids.tolist() + source.test.ids.tolist()).index("cow/1.png")
+    table, i = (source.train, i) if i < len(source.train) else (source.test, i - len(source.train))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"Cannot read cow/1\.png in .*bomb\.zip \(Bad CRC-32"):
+        table.inputs[i]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+def test_members_that_claim_too_much_are_packed_unusually_or_twice_are_refused(tmp_path, monkeypatch):
+    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", kind) as archive:
+            archive.writestr("cat/1.png", png(1))
+        with pytest.raises(DataError, match=r"'cat/1\.png' in .*a\.zip is packed by an unusual method"):
+            load(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("cat/1.png", png(1))
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("cat/1.png", png(2))
+    with pytest.raises(DataError, match=r"'cat/1\.png' is in .*a\.zip twice"):
+        load(tmp_path / "a.zip")
+    monkeypatch.setattr("tangentcl.data.image_folder._MAX_MEMBER_BYTES", 20)
+    with pytest.raises(DataError, match=r"unpacks to \d+ bytes, too much for an image"):
+        load(pack(tmp_path / "a.zip", CLASSES))
+
+
+def test_a_zip_file_with_a_damaged_directory_is_named(tmp_path):
+    path = pack(tmp_path / "a.zip", CLASSES)
+    whole = path.read_bytes()
+    place = whole.index(b"PK\x01\x02") + 28  # length of the first name
+    path.write_bytes(whole[:place] + bytes(2) + whole[place + 2 :])
+    with pytest.raises(DataError, match=r"a\.zip"):
+        load(path)

@@ -71,3 +71,24 @@ def test_content_keys_agree_for_equal_content():
     assert keys[0] == keys[2] != keys[1]
     images = content_keys([Image.new("L", (2, 2), 1), Image.new("L", (2, 2), 1), Image.new("L", (4, 1), 1)])
     assert images[0] == images[1] != images[2]
+
+
+def test_an_image_of_too_many_pixels_is_named_and_not_decoded(monkeypatch):
+    data = encoded([1])[0]
+    for pixels in (4, 2):  # Pillow itself warns above the first and refuses above twice as many
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels)
+        with pytest.raises(DataError, match=r"image a\.png"):
+            decode_image(data, "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6)
+    assert decode_image(data, "a.png").size == (3, 2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert decode_image(data, "a.png").size == (3, 2)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "ICO", "TGA"])
+def test_formats_that_nobody_needs_are_not_opened(kind):
+    """Pillow would start Ghostscript to read an EPS file."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, kind)
+    with pytest.raises(DataError, match=r"Cannot decode the image a \(none of the formats PNG, JPEG"):
+        decode_image(buffer.getvalue(), "a")

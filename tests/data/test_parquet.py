@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from tangentcl.data import class_incremental, domain_incremental, load
+from tangentcl.data.columns import Columns
+from tangentcl.data.labelled_file import read_labelled
 from tangentcl.errors import ConfigError, DataError, MissingExtra
 
 
@@ -118,3 +120,42 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(MissingExtra, match=r"reading a\.parquet.*tangentcl\[data\]"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (b"{", r"metadata of .*a\.parquet: it is not JSON"),
+        (b"\xff", r"metadata of .*a\.parquet: it is not UTF-8"),
+        (b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": 3}}}}', "list the names of classes, got 3"),
+        (b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}', "list the names of classes, got None"),
+    ],
+)
+def test_damaged_metadata_are_named_instead_of_giving_other_class_names(tmp_path, metadata, message):
+    table = pq.read_table(write(tmp_path / "a.parquet", range(8), [0, 1] * 4))
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "a.parquet")
+
+
+def test_labels_beyond_the_names_are_refused_everywhere(tmp_path):
+    for label in (2, -1):  # -1 would silently be the last name
+        path = write(tmp_path / "a.parquet", range(4), [0, 1, 0, label], ["dog", "ant"])
+        with pytest.raises(DataError, match=rf"Unknown label {label} in .*a\.parquet"):
+            read_labelled(path, Columns())
+        path = write(tmp_path / "b.parquet", range(4), [0, 1, 0, label], ["dog", "ant"], kind=pa.array(["x"] * 4))
+        with pytest.raises(DataError, match=rf"Unknown label {label} in .*b\.parquet"):
+            load(path, group_column="kind")
+
+
+def test_texts_that_are_not_utf8_and_files_that_are_cut_are_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = pa.array([b"\xff\xfe", b"fine", b"good", b"well"]).view(pa.string())
+    pq.write_table(pa.table({"text": texts, "label": [0, 1, 0, 1]}), path)
+    with pytest.raises(DataError, match=r"Cannot read .*a\.parquet \(UnicodeDecodeError"):
+        load(path)
+    whole = path.read_bytes()
+    for end in (0, 3, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(DataError, match=r"Cannot read .*a\.parquet"):
+            load(path)

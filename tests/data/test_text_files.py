@@ -76,7 +76,7 @@ def test_a_column_of_groups(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "{", "a.json is not JSON"),
+        ("a.json", "{", "a.json cannot be read: it is not JSON"),
         ("a.json", "3", "Expected a list of samples"),
         ("a.json", '[{"text": "a", "label": 1}, 5]', "Sample 2 of .* is neither an object nor"),
         ("a.json", "{}", "no training split"),
@@ -138,3 +138,53 @@ def test_clinc150_layout(tmp_path):
     write(folder / "data_full.json", json.dumps({"train": pairs}))
     with pytest.raises(DataError, match="train, val and test"):
         clinc150(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "text,label\na\0b,c\n", r"a\.csv holds the character NUL in line 2"),
+        ("a.csv", "text,label,text\na,b,c\n", r"a\.csv has two columns named 'text'"),
+        ("a.csv", f"text,label\n{'x' * 200_000},b\n", r"Line \d of .*a\.csv is not CSV \(field larger than"),
+        ("a.csv", "text,label\n'x,--5\n'y,--5\n'z,a\n", r"a\.csv"),
+        ("a.json", "[" * 100_000, r"a\.json cannot be read: it is nested too deeply"),
+        ("a.json", '[{"text": "a", "label": 1, "label": 2}]', r"a\.json cannot be read: it has the key 'label' twice"),
+        ("a.json", '[{"text": "a", "label": 1e999}]', r"a\.json cannot be read: it holds the number 1e999"),
+        ("a.json", r'[{"text": "\ud800", "label": 1}]', r"a\.json cannot be read: it holds half of a character"),
+        ("a.json", f'[{{"text": "a", "label": {"1" * 30}}}]', r"integers in .*, got 1{30}"),
+        ("a.jsonl", "{" * 100_000, r"Line 1 of .*a\.jsonl cannot be read"),
+    ],
+)
+def test_hostile_texts_are_one_error_that_names_the_file(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=message) as raised:
+        load(write(tmp_path / name, text))
+    assert name in str(raised.value)
+
+
+def test_labels_that_look_like_numbers_are_sorted_as_texts(tmp_path):
+    rows = "".join(f"text {i},{label}\n" for i in range(4) for label in ("--5", "7", "-3", "²"))
+    assert load(write(tmp_path / "a.csv", "text,label\n" + rows)).class_names == ("-3", "7", "--5", "²")
+
+
+@pytest.mark.parametrize(
+    ("content", "domains", "message"),
+    [
+        ('{"train": 3, "val": [], "test": []}', None, "Expected a list of samples"),
+        ('{"train": [["a"]], "val": [], "test": []}', None, "neither an object nor a"),
+        ('{"train": [[1, "b"]], "val": [["a", "b"]], "test": [["a", "b"]]}', None, "has no text but 1"),
+        ('{"train": [["a", "b"]], "val": [["a", "b"]], "test": [["a", "b"]]}', "[]", r"lists of intents in .*domains"),
+        ('{"train": [["a", "b"]], "val": [["a", "b"]], "test": [["a", "b"]]}', '{"x": ["c"]}', "Unknown label 'b'"),
+    ],
+)
+def test_clinc150_that_is_not_as_published_is_named(tmp_path, content, domains, message):
+    write(tmp_path / "data_full.json", content)
+    if domains is not None:
+        write(tmp_path / "domains.json", domains)
+    with pytest.raises(DataError, match=message) as raised:
+        clinc150(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_name_with_nul_is_refused():
+    with pytest.raises(DataError, match="it holds the character NUL"):
+        load("a\0b.csv")

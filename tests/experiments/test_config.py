@@ -58,9 +58,13 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name = [", r"mine.toml is not valid TOML: .*"),
-        (b"\xff\xfe\x00", r"mine.toml cannot be read: .*utf-8"),
+        ("name = [", r"mine.toml cannot be used: it is not valid TOML: .*"),
+        (b"\xff\xfe\x00", r"mine.toml cannot be used: it is not UTF-8 text"),
         ("", r"no method to run; add a \[\[method\]\]"),
+        ("a = " + "[" * 100_000, r"mine.toml cannot be used: it is nested too deeply"),
+        ("seeds = " + "9" * 5000, r"mine.toml cannot be used: it is not valid TOML: Exceeds the limit"),
+        ("seeds = " + "9" * 20, r"mine.toml cannot be used: seeds must be a number of at most 64 bits"),
+        ("[plan]\nlr = nan", r"mine.toml cannot be used: plan.lr must be a finite number, got nan"),
         ("[pln]\n", r"unknown key or table 'pln'. Did you mean 'plan'\? Known: backbone, "),
         ("[[source]]\nname = 'digits'", r"source must be a table, \[source\], got \[\{'name': 'digits'\}\]"),
         ("plan = 3", r"plan must be a table"),
@@ -274,3 +278,24 @@ def test_slugs_are_safe_folder_names() -> None:
     assert slug("../../evil") == "evil"
     assert slug("Ä b/c") == "b-c"
     assert slug("..") == ""
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "5\nlr = 3", "1\n[b]\nc = 2"])
+def test_a_setting_that_is_not_one_toml_value_is_text(text: str) -> None:
+    document: dict[str, Any] = {}
+    apply_setting(document, f"plan.epochs={text}")
+    assert document == {"plan": {"epochs": text}}
+
+
+@pytest.mark.parametrize("text", ["nan", "[1.0, inf]", "9" * 20])
+def test_a_setting_out_of_range_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be used: the value must be a"):
+        apply_setting({}, f"plan.lr={text}")
+
+
+def test_errors_about_settings_and_methods_name_the_file(tmp_path: Path) -> None:
+    path = _file(tmp_path, "[[method]]\nname = 'ncm'")
+    with pytest.raises(ConfigError, match=r"mine\.toml: --set method\.x\.rank=1: there is no method 'x'"):
+        load_experiment(path, settings=["method.x.rank=1"])
+    with pytest.raises(ConfigError, match=r"mine\.toml: method must be a table"):
+        load_experiment(_file(tmp_path, "method = 3"))

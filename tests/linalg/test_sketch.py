@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tangentcl.errors import ConfigError, DataError
+from tangentcl.files import sealed
 from tangentcl.linalg import FrequentDirections, LowRankDiagonal, Sketch, load_sketch, make_sketch, save_sketch
 from tangentcl.linalg import streamed_sketch as streamed
 
@@ -199,7 +200,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError):
             load_sketch(path)
-    path.write_bytes(whole.replace(b'diagonal":{"dtype', b'diagonak":{"dtype'))
+    path.write_bytes(sealed(whole.replace(b'diagonal":{"dtype', b'diagonak":{"dtype')))
     with pytest.raises(DataError, match="finite float64 'diagonal'"):
         load_sketch(path)
 

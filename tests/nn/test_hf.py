@@ -254,3 +254,34 @@ def test_a_hub_name_without_a_connection(monkeypatch: pytest.MonkeyPatch) -> Non
         backbone("bundeld")
     with pytest.raises(ModelError, match=r"prefix 'tim' is unknown. Did you mean 'timm'"):
         backbone("tim:vit_base_patch16_224")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("preprocessor_config.json", b"{", r"preprocessor_config\.json cannot be used: it is not JSON"),
+        ("preprocessor_config.json", b"[]", r"preprocessor_config\.json must hold a JSON object, got list"),
+        ("preprocessor_config.json", b'{"size": "big"}', "an image size from 1 to 16384 pixels, got 'big'"),
+        ("preprocessor_config.json", b'{"size": 1000000000}', "an image size from 1 to 16384 pixels, got 1000000000"),
+        ("preprocessor_config.json", b'{"image_mean": "x", "size": 8}', "image_mean must be a list of numbers"),
+        ("preprocessor_config.json", b'{"image_std": [0, 0, 0], "size": 8}', "could not be loaded"),
+        ("config.json", b"[" * 100_000, "could not be loaded"),
+        ("config.json", b"null", "could not be loaded"),
+    ],
+)
+def test_damaged_small_files_of_a_model_are_one_error(
+    vit_folder: Path, tmp_path: Path, file: str, content: bytes, message: str
+) -> None:
+    folder = shutil.copytree(vit_folder, tmp_path / "m")
+    (folder / file).write_bytes(content)
+    with pytest.raises(ModelError, match=message) as raised:
+        backbone(str(folder))
+    assert str(folder) in str(raised.value)
+
+
+@pytest.mark.parametrize("length", ["7", 0, -3, True, 1.5])
+def test_a_length_that_is_none_is_refused(bert_folder: Path, tmp_path: Path, length: object) -> None:
+    folder = shutil.copytree(bert_folder, tmp_path / "m")
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+    with pytest.raises(ModelError, match=r"max_seq_length in sentence_bert_config\.json must be 1 or more"):
+        backbone(str(folder))

@@ -131,3 +131,20 @@ def test_a_folder_without_tokenizer_says_so(copy: Path) -> None:
     (copy / "vocab.txt").unlink()
     with pytest.raises(ModelError, match=r"no vocabulary of a tokenizer in .*copy"):
         load_classifier(copy)
+
+
+def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    own = {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.Own"}
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": own}))
+    (copy / "own.py").write_text("import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Own: ...\n")
+
+    def asked(*_: object) -> str:
+        raise AssertionError("asked on the terminal")
+
+    monkeypatch.setattr("builtins.input", asked)
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_classifier(copy)
+    assert not (copy / "ran").exists()

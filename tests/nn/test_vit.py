@@ -90,3 +90,10 @@ def test_one_flipped_byte_is_refused(tmp_path) -> None:
 def test_a_missing_file_is_refused(tmp_path) -> None:
     with pytest.raises(ModelError, match="found none"):
         load_bundled(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"{}", b"\xff"])
+def test_a_damaged_card_is_named(tmp_path, content):
+    (tmp_path / "card.json").write_bytes(content)
+    with pytest.raises(ModelError, match=r"card\.json .*Try reinstalling"):
+        bundled_card(tmp_path)

@@ -115,3 +115,14 @@ def test_counting() -> None:
     module = layer()
     module[0].weight.requires_grad_(False)  # type: ignore[index,union-attr]
     assert trainable_parameters(module) == 2 + 2 + 2
+
+
+def test_a_damaged_torch_file_never_raises_an_error_of_torch(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save({"weight": torch.ones(3)}, path)
+    whole = path.read_bytes()
+    place = whole.index(b"weight")
+    for content in (whole[:-30], whole[:place] + b"\xff" * 6 + whole[place + 6 :], b"\x80\x02.", b"\x80\x02]q\x00e."):
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"w\.pt"):
+            read_weights(path)

@@ -29,11 +29,16 @@ ACCURACY = {
 }
 
 
+def unfinished(folder: Path) -> RecordWriter:
+    record = RecordWriter(folder, CONFIG, {"python": "3.11"})
+    record.event("run_started")
+    record.event("step", {"task": 0, "step": 1, "terms": {"ce": np.float32(0.5)}, "lr": NAN})
+    record.accuracy(**ACCURACY)
+    return record
+
+
 def written(folder: Path) -> Path:
-    with RecordWriter(folder, CONFIG, {"python": "3.11"}) as record:
-        record.event("run_started")
-        record.event("step", {"task": 0, "step": 1, "terms": {"ce": np.float32(0.5)}, "lr": NAN})
-        record.accuracy(**ACCURACY)
+    unfinished(folder).finish()
     return folder
 
 
@@ -91,8 +96,9 @@ def test_events_are_on_disk_at_once_and_status_is_running_until_the_end(tmp_path
     assert Record.read(tmp_path).accuracy is None
     record.finish("failed", "non-finite loss")
     assert Record.read(tmp_path).status.reason == "non-finite loss"
-    with pytest.raises(RecordError, match="too late"):
-        record.event("step")
+    for late in (lambda: record.event("step"), lambda: record.accuracy(**ACCURACY), record.finish):
+        with pytest.raises(RecordError, match=r"is finished: .* came too late"):
+            late()
     with pytest.raises(RecordError, match="ends as"):
         record.finish("ok")
 
@@ -146,7 +152,7 @@ def test_the_systems_reason_is_kept(tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a device that is always full")
 def test_a_full_disk_while_events_are_written(tmp_path):
     record = RecordWriter(tmp_path, CONFIG, {})
-    record._events = open("/dev/full", "w")  # noqa: SIM115
+    record._events = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
     with pytest.raises(RecordError, match="No space left"):
         record.event("step")
 
@@ -160,13 +166,13 @@ def test_permission_denied(tmp_path):
 
 
 def test_a_cut_off_last_event_is_counted_and_nothing_else_is_forgiven(tmp_path):
-    path = written(tmp_path) / "events.jsonl"
+    path = unfinished(tmp_path).folder / "events.jsonl"
     whole = path.read_text()
     path.write_text(whole + '{"t": 1.0, "eve')
     record = Record.read(tmp_path)
     assert (len(record.events), record.truncated_events) == (2, 1)
     path.write_text('{"t": 1.0, "eve\n' + whole)
-    with pytest.raises(RecordError, match=r"events\.jsonl is damaged: line 1 is not JSON"):
+    with pytest.raises(RecordError, match=r"events\.jsonl is damaged: line 1: it is not JSON"):
         Record.read(tmp_path)
     path.write_text('{"t": 1.0}\n')
     with pytest.raises(RecordError, match="text 'event'"):
@@ -202,7 +208,7 @@ def test_damage_is_named(tmp_path, file, text, words):
 
 def test_bytes_that_are_not_text(tmp_path):
     (written(tmp_path) / "config.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecordError, match=r"config\.toml is damaged: not UTF-8"):
+    with pytest.raises(RecordError, match=r"config\.toml is damaged: it is not UTF-8"):
         Record.read(tmp_path)
 
 

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tangentcl.records import RecordWriter
+from tangentcl.records import RecordWriter, write_checksums
 from tangentcl.records.forecasts import TaskForecast, write_forecast
 from tangentcl.reports.svg import text_width
 
@@ -360,7 +360,12 @@ def forecast():
 @pytest.fixture(scope="session")
 def save():
     """Write a forecast into a record's folder as a run does."""
-    return lambda folder, forecast: write_forecast(folder, forecast)
+
+    def write(folder: Path, forecast: TaskForecast) -> None:
+        write_forecast(folder, forecast)
+        write_checksums(folder)
+
+    return write
 
 
 @pytest.fixture(scope="session")

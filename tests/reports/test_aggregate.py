@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from tangentcl.records import Record
+from tangentcl.records import Record, write_checksums
 from tangentcl.reports import aggregate, rows
 
 
@@ -64,6 +64,7 @@ def test_loss_steps_run_on_whether_or_not_the_counter_restarts(tmp_path, write):
         if event["event"] == "step":
             event["step"] += 100 * event["task"]
     path.write_text("".join(json.dumps(e) + "\n" for e in events))
+    write_checksums(folder)
     running_on = aggregate.losses(row_of(folder))
     assert running_on.steps.tolist() == restarting.steps.tolist()
     assert running_on.starts == restarting.starts

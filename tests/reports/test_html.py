@@ -10,7 +10,7 @@ import pytest
 
 from tangentcl import reports
 from tangentcl.errors import RecordError
-from tangentcl.records import RecordWriter
+from tangentcl.records import RecordWriter, write_checksums
 from tangentcl.reports import write_report
 
 EVIL = '<script>alert("x")</script><img src=x onerror=alert(1)>&'
@@ -63,6 +63,7 @@ def test_any_label_is_shown_as_text(checked, tmp_path, write):
     environment = json.loads(path.read_text())
     environment["device"] = environment["protocol"]["split"] = EVIL
     path.write_text(json.dumps(environment))
+    write_checksums(run)
     text = checked(write_report([run], tmp_path / "r.html"))
     assert "<img" not in text
     assert html.escape(EVIL) in text
@@ -87,6 +88,7 @@ def test_a_record_that_keeps_little_still_gives_a_page(checked, tmp_path, write)
     run = write(tmp_path, "ncm", 0)
     (run / "environment.json").write_text("{}")
     (run / "events.jsonl").write_text("")
+    write_checksums(run)
     text = checked(write_report([run], tmp_path / "r.html"))
     assert "not recorded" in text
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tangentcl.errors import RecordError
-from tangentcl.records import Published, Record
+from tangentcl.records import Published, Record, write_checksums
 from tangentcl.reports import rows
 from tangentcl.reports.html import page
 from tangentcl.reports.published import known_published, published_table
@@ -45,6 +45,7 @@ def test_records_bring_them_along_and_the_page_shows_them(tmp_path, write) -> No
     path = run / "environment.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "published": [r.describe() for r in RESULTS]}))
+    write_checksums(run)
     read = rows([Record.read(run)])
     assert known_published(read) == {read[0].experiment: RESULTS}
     text = page(read)
@@ -53,5 +54,6 @@ def test_records_bring_them_along_and_the_page_shows_them(tmp_path, write) -> No
     assert "not run" in text
     assert "Published numbers" not in page(rows([Record.read(write(tmp_path / "b", "ncm", 0))]))
     path.write_text(json.dumps({**content, "published": [{"label": "x"}]}))
+    write_checksums(run)
     with pytest.raises(RecordError, match=r"damaged: .*needs a source"):
         _ = Record.read(run).published

@@ -11,7 +11,7 @@ import tomli_w
 
 from tangentcl.experiments import load_experiment
 from tangentcl.experiments.run import run_experiment
-from tangentcl.records import Record, RecordWriter
+from tangentcl.records import Record, RecordWriter, write_checksums
 from tangentcl.reports import rows, select, to_json, to_markdown, to_text, write_report
 from tangentcl.reports.tables import PROTOCOL, Cell, percent
 
@@ -98,6 +98,7 @@ def test_only_a_joint_run_of_the_same_settings_is_the_reference_of_a_head(tmp_pa
         config = tomllib.loads((path / "config.toml").read_text())
         config["method"] = {"name": "ranpac", **settings}
         (path / "config.toml").write_text(tomli_w.dumps(config))
+        write_checksums(path)
     found = by_label(rows([Record.read(path) for path in (run, joint)]))
     assert (found["own"].metrics["regret_to_joint"] is not None) == known
 
@@ -107,6 +108,7 @@ def test_another_backbone_or_an_unknown_stream_is_no_reference(tmp_path, write, 
     runs = [write(tmp_path, "ncm", 0), write(tmp_path, "joint", 0)]
     path = runs[1] / "environment.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    write_checksums(runs[1])
     assert by_label(rows([Record.read(p) for p in runs]))["ncm"].metrics["regret_to_joint"] is None
 
 

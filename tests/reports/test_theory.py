@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tangentcl.records import TaskTheory
+from tangentcl.records import TaskTheory, write_checksums
 from tangentcl.records.theory import write_theory
 from tangentcl.reports.axes import Series
 from tangentcl.reports.html import write_report
@@ -131,8 +131,10 @@ def test_the_page_has_a_light_beside_every_statement(tmp_path: Path) -> None:
     folders = [write_run(tmp_path, method, 0) for method in ("finetune", "ncm", "replay")]
     for found in MADE:
         write_theory(folders[0], found)
+    write_checksums(folders[0])
     write_theory(folders[1], theory(0, head=False))
     write_theory(folders[1], TaskTheory(1, "T2", {"status": "refused", "reason": "no <features>"}))
+    write_checksums(folders[1])
     path = write_report(folders, tmp_path / "report.html")
     text = checked_page(path)
     page = path.read_text(encoding="utf-8")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from tangentcl.data import TaskStream
 from tangentcl.errors import ModelError, RecordError
+from tangentcl.files import sealed
 from tangentcl.methods import NCM, Finetune, Method, Replay
 from tangentcl.nn import Backbone
 from tangentcl.training import Runtime, TrainingPlan, run_stream
@@ -108,7 +109,7 @@ def test_a_partial_load_changes_nothing(
     path = save_learner(trained, tmp_path)
     tensors = load_file(path)
     last = sorted(tensors)[-1]
-    save_file({**tensors, last: torch.zeros(3, 5, 7)}, path)
+    path.write_bytes(sealed(save({**tensors, last: torch.zeros(3, 5, 7)})))
     fresh = begun(Finetune(tiny_backbone(), rank=2), tiny_stream)
     before = {key: value.clone() for key, value in learned_tensors(fresh).items()}
     with pytest.raises(ModelError, match="has shape"):

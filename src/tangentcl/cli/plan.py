@@ -97,6 +97,8 @@ def varied(options: argparse.Namespace) -> tuple[dict[str, list[Any]], dict[str,
     Raises:
         ConfigError: a --vary of something else.
     """
+    from tangentcl.experiments.config import toml_value
+
     found: dict[str, dict[str, list[Any]]] = {"plan": {}, "method": {}}
     for table, names in (("plan", PLAN), ("method", METHOD)):
         for name in (name.replace("-", "_") for name in names):
@@ -111,24 +113,11 @@ def varied(options: argparse.Namespace) -> tuple[dict[str, list[Any]], dict[str,
     return found["plan"], found["method"]
 
 
-def toml_value(text: str) -> Any:
-    """A value as an experiment file has it; what is no TOML is text.
-
-    >>> toml_value("1e-3"), toml_value("sgd")
-    (0.001, 'sgd')
-    """
-    from tangentcl.experiments.config import tomllib
-
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
 def run(options: argparse.Namespace) -> int:
     """Forecast, choose and print; returns the exit code."""
     sys.path.append(os.getcwd())  # where a user's own method, "my_module:MyMethod", most often lies
     from tangentcl.cli.plan_recipes import consider, snippet
+    from tangentcl.records.files import atomic_write
     from tangentcl.reports.plan_figure import plan_figure
     from tangentcl.reports.plan_text import plan_text
 
@@ -138,7 +127,7 @@ def run(options: argparse.Namespace) -> int:
     best = choice.chosen or choice.closest
     recipe = None if best is None else snippet(considered, best)
     if options.svg is not None:
-        options.svg.write_text(plan_figure(plain, considered.title), encoding="utf-8")
+        atomic_write(options.svg, plan_figure(plain, considered.title))
     if options.json:
         print(json.dumps({"title": considered.title, **plain, "recipe": recipe}, indent=1, allow_nan=False))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from tangentcl.data.inputs import Inputs
 from tangentcl.data.table import Source, Table, choose_per_class
+from tangentcl.documents import shortened
 from tangentcl.errors import ConfigError, DataError, nearest
 
 _SPLIT_NAMES = {
@@ -17,6 +19,8 @@ _SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing"),
 }
+
+_WHOLE = re.compile(r"-?[0-9]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,14 +141,37 @@ def check_labels(labels: Any, where: str) -> None:
         if labels.dtype.kind in "iuUb":
             return
     odd = next((value for value in labels if not isinstance(value, (str, int, np.integer))), None)
+    if odd is None:
+        odd = next((value for value in labels if isinstance(value, int) and not -(2**63) <= value < 2**63), None)
     if odd is not None:
-        raise DataError(f"Expected labels that are texts or integers in {where}, got {odd!r:.80}.")
+        raise DataError(f"Expected labels that are texts or integers in {where}, got {_short(odd)}.")
+
+
+def _short(value: Any) -> str:
+    return shortened(value) if isinstance(value, int) else f"{value!r:.80}"
+
+
+def named_labels(labels: Sequence[Any] | np.ndarray, names: Sequence[str], where: str) -> list[str]:
+    """The name of each label, which is its number.
+
+    Raises:
+        DataError: a label that is no number from 0 to the last name's.
+
+    >>> named_labels([1, 0], ["cat", "dog"], "a.parquet")
+    ['dog', 'cat']
+    """
+    for label in labels:
+        if isinstance(label, bool) or not isinstance(label, (int, np.integer)) or not 0 <= label < len(names):
+            raise DataError(
+                f"Unknown label {label!r:.80} in {where}. Expected 0 to {len(names) - 1}, the named classes."
+            )
+    return [names[label] for label in labels]
 
 
 def natural_order(value: Any) -> tuple[int, float, str]:
     """Whole numbers by value, also when written as texts, before everything else by name."""
     text = str(value)
-    return (0, float(text), "") if text.isascii() and text.lstrip("-").isdigit() else (1, 0.0, text)
+    return (0, float(text), "") if _WHOLE.fullmatch(text) else (1, 0.0, text)
 
 
 def _encode(labels: Any, numbers: Mapping[Any, int], named: bool, where: str) -> np.ndarray:

@@ -23,7 +23,10 @@ def digits_arrays() -> tuple[np.ndarray, np.ndarray]:
     >>> images.shape, int(images.max()), labels[:4].tolist()
     ((1797, 8, 8), 16, [0, 1, 2, 3])
     """
-    with resources.files("tangentcl.data").joinpath("digits.npz").open("rb") as file, np.load(file) as stored:
+    with (
+        resources.files("tangentcl.data").joinpath("digits.npz").open("rb") as file,
+        np.load(file, allow_pickle=False) as stored,
+    ):
         return stored["images"], stored["labels"].astype(np.int64)
 
 

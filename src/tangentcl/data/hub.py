@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from tangentcl.data.assemble import Split, assemble, split_of
+from tangentcl.data.assemble import Split, assemble, named_labels, split_of
 from tangentcl.data.columns import (
     IMAGE_NAMES,
     LABEL_NAMES,
@@ -50,22 +51,31 @@ def hub(
         ConfigError: a column that does not exist.
     """
     parts = _splits(name, config, revision)
+    with _reading(name):
+        for part in parts.values():
+            part.data.validate(full=True)  # it lies in memory as in the file: a wrong offset would read anything
     read, modality, class_names, groups = {}, "", None, ([], [])  # type: ignore[var-annotated]
     for split, part in parts.items():
         features = part.features
         label = choose_column(list(features), columns.label, LABEL_NAMES, "label", name)
-        modality, column = _samples_column(features, columns, name)
+        modality, samples = _samples_column(features, columns, name)
         class_names = class_names or getattr(features[label], "names", None)
-        labels = part[label][:]
+        with _reading(name):
+            labels = part[label][:]
         if any(value is None for value in labels):
             raise DataError(f"A sample in the {split} split of {name} has no value in column {label!r}.")
         domains = None
         if columns.domain is not None:
-            domains = [str(v) for v in part[choose_column(list(features), columns.domain, (), "domain", name)]]
+            column = choose_column(list(features), columns.domain, (), "domain", name)
+            with _reading(name):
+                domains = [str(v) for v in part[column]]
         if columns.group is not None:
-            groups[0].extend(labels if class_names is None else [class_names[i] for i in labels])
-            groups[1].extend(part[choose_column(list(features), columns.group, (), "group", name)][:])
-        inputs = HubImages(part, column, name) if modality == "image" else part[column][:]
+            groups[0].extend(labels if class_names is None else named_labels(labels, class_names, name))
+            column = choose_column(list(features), columns.group, (), "group", name)
+            with _reading(name):
+                groups[1].extend(part[column][:])
+        with _reading(name):
+            inputs = HubImages(part, samples, name) if modality == "image" else part[samples][:]
         read[split] = Split(inputs, labels, None, domains)
     return assemble(
         Path(name).name,
@@ -92,7 +102,9 @@ class HubImages:
 
     def __getitem__(self, index: int) -> Image.Image:
         where = f"number {index} of {self.name}"
-        return decode_image(self._encoded(self.part[index][self.column], where), where)
+        with _reading(self.name):
+            stored = self.part[index][self.column]
+        return decode_image(self._encoded(stored, where), where)
 
     def digest(self) -> bytes:
         keys = self.content_keys()
@@ -117,6 +129,17 @@ class HubImages:
             return Path(stored["path"]).read_bytes()
         except OSError as error:
             raise DataError(f"Cannot read the image {stored['path']} ({error.strerror or error}).") from error
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """What pyarrow raises of damaged files as DataError; it raises errors of Python's own, too."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"Cannot read the data set {name!r} ({type(error).__name__}: {_first_line(error)}).") from error
 
 
 def _splits(name: str, config: str | None, revision: str | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from tangentcl.errors import DataError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _MAX_MEMBER_BYTES = 1 << 28
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack in one go, however much it becomes
 _MAX_FILES_COMPARED = 100_000
 
 
@@ -123,7 +124,7 @@ class ImageFiles:
 
     def file_keys(self) -> list[Hashable]:
         """Name, size and time of change of each file."""
-        stats = [os.stat(os.path.join(self.root, path)) for path in self.paths]
+        stats = [_stat(os.path.join(self.root, path)) for path in self.paths]
         return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats)]
 
     def _read(self, index: int) -> bytes:
@@ -150,9 +151,12 @@ class ZippedImages:
     def __getitem__(self, index: int) -> Image.Image:
         member = self.members[index]
         try:
-            data = self._archive().read(member)
-        except (OSError, zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
-            raise DataError(f"Cannot read {member} in {self.path} ({error}).") from error
+            with self._archive().open(member) as file:
+                data = file.read(self.keys[index][1])  # never more than the size it claims
+                if file.read(1):
+                    raise zipfile.BadZipFile("it unpacks to more than it claims")
+        except Exception as error:  # zipfile raises its own errors and those of what it unpacks with
+            raise DataError(f"Cannot read {member} in {self.path} ({error}). Pack the images again.") from error
         return decode_image(data, f"{member} in {self.path}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,7 +186,11 @@ def _is_image(path: PurePosixPath) -> bool:
 
 def _walk(root: Path) -> list[ImageEntry]:
     entries, visited = [], set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"Cannot list the folder {error.filename} ({error.strerror or error}).") from error
+
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
         real = os.path.realpath(folder)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         if real in visited:
@@ -195,18 +203,27 @@ def _walk(root: Path) -> list[ImageEntry]:
         for file in sorted(files):
             path = PurePosixPath(Path(folder, file).relative_to(root).as_posix())
             if _is_image(path):
-                entries.append(ImageEntry(str(path), os.stat(os.path.join(folder, file)).st_size))
+                entries.append(ImageEntry(str(path), _stat(os.path.join(folder, file)).st_size))
     return entries
 
 
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise DataError(f"Cannot read the image {path} ({error.strerror or error}).") from error
+
+
 def _members(path: Path) -> list[ImageEntry]:
-    entries = []
+    entries, names = [], set()
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a damaged directory zipfile raises struct.error, ValueError and others
         raise DataError(f"{path} is no zip file that can be read ({error}).") from error
     for info in infos:
+        if not info.filename:
+            raise DataError(f"A file in {path} has no name. Was the zip file damaged? Pack it again.")
         member = PurePosixPath(info.filename)
         if info.is_dir() or not _is_image(member):
             continue
@@ -216,6 +233,11 @@ def _members(path: Path) -> list[ImageEntry]:
             raise DataError(f"{info.filename!r} in {path} is a link; pack the images themselves.")
         if info.file_size > _MAX_MEMBER_BYTES:
             raise DataError(f"{info.filename!r} in {path} unpacks to {info.file_size} bytes, too much for an image.")
+        if info.compress_type not in _PACKED:
+            raise DataError(f"{info.filename!r} in {path} is packed by an unusual method; use plain zip (deflate).")
+        if info.filename in names:
+            raise DataError(f"{info.filename!r} is in {path} twice. Pack each image once.")
+        names.add(info.filename)
         entries.append(ImageEntry(info.filename, info.file_size, info.CRC))
     return sorted(entries, key=lambda entry: entry.path)
 

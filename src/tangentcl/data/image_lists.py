@@ -17,6 +17,8 @@ from tangentcl.data.image_folder import IMAGE_SUFFIXES, ImageEntry, ImageFiles
 from tangentcl.data.table import Source
 from tangentcl.errors import DataError
 
+_NUMBER = re.compile("[0-9]{1,18}")
+
 
 def cub(root: Path) -> Source:
     """CUB-200-2011 as published: images.txt, image_class_labels.txt, train_test_split.txt, classes.txt, images/.
@@ -171,7 +173,7 @@ def _listed(file: Path, labels: dict[str, str]) -> list[str]:
     for number, words in _words(file):
         line = " ".join(words)
         path, label = (line, "") if line.lower().endswith(IMAGE_SUFFIXES) else (" ".join(words[:-1]), words[-1])
-        if not path.lower().endswith(IMAGE_SUFFIXES) or (label and not label.isdecimal()):
+        if not path.lower().endswith(IMAGE_SUFFIXES) or (label and not _NUMBER.fullmatch(label)):
             raise DataError(f"Expected 'path' or 'path label' in line {number} of {file}, got {line!r:.80}.")
         one = _class_of(path, file)
         if (paths or labels) and bool(label) != bool(labels):
@@ -205,7 +207,7 @@ def _pairs(file: Path) -> dict[str, str]:
     """Lines "number value" as a mapping."""
     pairs = {}
     for number, words in _words(file):
-        if len(words) < 2 or not words[0].isdecimal():
+        if len(words) < 2 or not _NUMBER.fullmatch(words[0]):
             raise DataError(f"Expected a number and a value in line {number} of {file}, got {' '.join(words)!r:.80}.")
         pairs[words[0]] = " ".join(words[1:])
     return pairs
@@ -222,6 +224,9 @@ def _words(file: Path, comment: str | None = None) -> list[tuple[int, list[str]]
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read the list {file} ({error}).") from error
+    if "\0" in text:
+        raise DataError(f"The list {file} holds the character NUL. Was it damaged, or is it no text?")
+    return text

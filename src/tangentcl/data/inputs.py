@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,17 +37,31 @@ class LazyInputs(Protocol):
     def content_keys(self) -> list[Hashable] | None: ...
 
 
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no others: to read EPS, Pillow starts a program
+
+
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode one encoded image completely.
+    """Decode one encoded image completely: PNG, JPEG, BMP, GIF, WebP, TIFF, PPM or PGM.
 
     Raises:
-        DataError: the bytes are no image that Pillow reads, or they break off; ``name`` is in the message.
+        DataError: the bytes are no such image, they break off, or they unpack to more pixels than
+            ``PIL.Image.MAX_IMAGE_PIXELS``; ``name`` is in the message.
     """
     try:
-        image = Image.open(io.BytesIO(data))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error here, see below
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise DataError(
+                f"The image {name} would have {image.width} x {image.height} pixels, more than an image should have. "
+                "Remove it from the data, or raise PIL.Image.MAX_IMAGE_PIXELS."
+            )
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        cause = "no known image format" if isinstance(error, UnidentifiedImageError) else error
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's readers of damaged files raise whatever they stumble over
+        unknown = isinstance(error, UnidentifiedImageError)
+        cause = f"none of the formats {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
         raise DataError(f"Cannot decode the image {name} ({cause}). Remove it from the data or replace it.") from error
     return image
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tangentcl.data.assemble import Split, check_labels, natural_order
+from tangentcl.data.assemble import Split, check_labels, named_labels, natural_order
 from tangentcl.data.columns import Columns
 from tangentcl.data.image_folder import image_splits
 from tangentcl.data.inputs import Inputs
+from tangentcl.data.listing import files_in
+from tangentcl.data.naming import naming
 from tangentcl.data.parquet import parquet_splits
 from tangentcl.data.sources import kind_of, refuse_columns
 from tangentcl.data.table import Table
@@ -83,14 +85,15 @@ def read_labelled(path: str | Path, columns: Columns, *, splits: Sequence[str] =
     path = Path(path).expanduser()
     if not path.exists():
         raise DataError(f"There is no file or folder {path}.{_beside(path)}")
-    modality, read, names = _read(path, columns)
+    with naming(path):
+        modality, read, names = _read(path, columns)
     chosen = next((read[split] for split in (*splits, "train", *read) if split in read), None)
     if chosen is None or not len(chosen.inputs):
         raise DataError(f"{path} has no sample.")
     if len(chosen.inputs) != len(chosen.labels):
         raise DataError(f"{path} has {len(chosen.inputs)} samples and {len(chosen.labels)} labels.")
     check_labels(chosen.labels, str(path))
-    labels = [label if names is None else names[label] for label in chosen.labels]
+    labels = chosen.labels if names is None else named_labels(chosen.labels, names, str(path))
     ids = np.array([f"{path.name}/{i + 1}" for i in range(len(labels))]) if chosen.ids is None else chosen.ids
     return LabelledFile(path, modality, chosen.inputs, tuple(map(str, labels)), ids)
 
@@ -112,7 +115,7 @@ def _read(path: Path, columns: Columns) -> tuple[str, Mapping[str, Split], Seque
 
 
 def _beside(path: Path) -> str:
-    return _closest(path.name, [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else [])
+    return _closest(path.name, [file.name for file in files_in(path.parent)] if path.parent.is_dir() else [])
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tangentcl.data.assemble import Split, assemble, split_of
+from tangentcl.data.assemble import Split, assemble, named_labels, split_of
 from tangentcl.data.columns import (
     IMAGE_NAMES,
     LABEL_NAMES,
@@ -22,7 +22,9 @@ from tangentcl.data.columns import (
     class_groups,
 )
 from tangentcl.data.inputs import EncodedImages
+from tangentcl.data.listing import files_in
 from tangentcl.data.table import Source
+from tangentcl.documents import Malformed, parse_json
 from tangentcl.errors import ConfigError, DataError, import_extra
 
 
@@ -81,7 +83,7 @@ def parquet_splits(path: Path, columns: Columns = NO_COLUMNS) -> ParquetSplits:
     for split, shards in files.items():
         table = _table(shards, path)
         modality, column, label = _roles(table, columns, str(shards[0]))
-        names = _class_names(table, label)
+        names = _class_names(table, label, shards[0])
         class_names = class_names or names
         inputs = _images(table, column, shards) if modality == "image" else _values(table, column, shards)
         labels = _values(table, label, shards)
@@ -91,7 +93,7 @@ def parquet_splits(path: Path, columns: Columns = NO_COLUMNS) -> ParquetSplits:
             domains = [str(value) for value in _values(table, columns.domain, shards)]
         if columns.group is not None:
             choose_column(table.column_names, columns.group, (), "group", str(shards[0]))
-            groups[0].extend(labels if names is None else [names[i] for i in labels])
+            groups[0].extend(labels if names is None else named_labels(labels, names, str(shards[0])))
             groups[1].extend(_values(table, columns.group, shards))
         read[split] = Split(inputs, labels, None, domains)
     return ParquetSplits(modality, read, class_names, class_groups(*groups, str(path)) if groups[0] else None)
@@ -100,9 +102,9 @@ def parquet_splits(path: Path, columns: Columns = NO_COLUMNS) -> ParquetSplits:
 def _files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
-    folder = path if any(path.glob("*.parquet")) else path / "data"
+    folder = path if any(file.suffix == ".parquet" for file in files_in(path)) else path / "data"
     files: dict[str, list[Path]] = {}
-    for file in sorted(folder.glob("*.parquet")):
+    for file in (file for file in files_in(folder) if file.suffix == ".parquet"):
         split = split_of(re.split(r"[-_.]", file.stem)[0])
         if split is None:
             raise DataError(
@@ -122,13 +124,23 @@ def _table(shards: Sequence[Path], path: Path) -> Any:
     reader = import_extra("pyarrow.parquet", extra="data", purpose=purpose)
     tables = []
     for shard in shards:
-        try:
-            tables.append(reader.read_table(shard))
-        except (arrow.ArrowException, OSError) as error:
-            raise DataError(f"Cannot read {shard} ({error}).") from error
+        with _reading(shard):
+            tables.append(reader.read_table(shard, page_checksum_verification=True))
         if tables[-1].column_names != tables[0].column_names:
             raise DataError(f"{shard} has other columns than {shards[0]}: {', '.join(tables[-1].column_names)}.")
-    return arrow.concat_tables(tables)
+    with _reading(path):
+        return arrow.concat_tables(tables)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Errors of pyarrow as DataError; of damaged files it raises those of Python, too, such as UnicodeDecodeError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"Cannot read {path} ({type(error).__name__}: {error}).") from error
 
 
 def _roles(table: Any, columns: Columns, where: str) -> tuple[str, str, str]:
@@ -153,10 +165,11 @@ def _images(table: Any, column: str, shards: Sequence[Path]) -> EncodedImages:
     arrow = import_extra("pyarrow", extra="data", purpose="reading images")
     total = 0
     for chunk in table.column(column).chunks:
-        values = chunk.field("bytes") if arrow.types.is_struct(chunk.type) else chunk
-        if values.null_count or chunk.null_count:
+        with _reading(shards[0]):
+            values = chunk.field("bytes") if arrow.types.is_struct(chunk.type) else chunk
+            encoded = [value.as_py() for value in values]
+        if values.null_count or chunk.null_count or not all(isinstance(one, bytes) for one in encoded):
             raise DataError(f"{values.null_count} samples in {shards[0]} have no image bytes in column {column!r}.")
-        encoded = [value.as_py() for value in values]
         buffers.append(np.frombuffer(b"".join(encoded), dtype=np.uint8))
         offsets.append(total + np.cumsum([len(one) for one in encoded], dtype=np.int64))
         total += len(buffers[-1])
@@ -165,18 +178,28 @@ def _images(table: Any, column: str, shards: Sequence[Path]) -> EncodedImages:
 
 
 def _values(table: Any, column: str, shards: Sequence[Path]) -> list[Any]:
-    if table.column(column).null_count:
-        raise DataError(f"{table.column(column).null_count} samples in {shards[0]} have no value in column {column!r}.")
-    return table.column(column).to_pylist()
+    with _reading(shards[0]):
+        found, missing = table.column(column), table.column(column).null_count
+        values = found.to_pylist() if not missing else []
+    if missing:
+        raise DataError(f"{missing} samples in {shards[0]} have no value in column {column!r}.")
+    return values
 
 
-def _class_names(table: Any, label: str) -> list[str] | None:
+def _class_names(table: Any, label: str, path: Path) -> list[str] | None:
     """Class names from the metadata that Hugging Face datasets writes into the schema."""
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     if metadata is None:
         return None
     try:
-        feature = json.loads(metadata)["info"]["features"][label]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        feature = parse_json(metadata)["info"]["features"][label]
+    except Malformed as error:
+        raise DataError(f"Cannot read the Hugging Face metadata of {path}: {error}.") from error
+    except (KeyError, TypeError):  # metadata that say nothing of this column
         return None
-    return list(feature["names"]) if feature.get("_type") == "ClassLabel" else None
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel":
+        return None
+    names = feature.get("names")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"The Hugging Face metadata of {path} should list the names of classes, got {names!r:.80}.")
+    return names

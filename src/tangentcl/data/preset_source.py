@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tangentcl.data.layouts import Share, read_as_laid_out
+from tangentcl.data.naming import naming
 from tangentcl.data.preset import Part, Preset
 from tangentcl.data.table import Source, Table
 from tangentcl.errors import DataError
@@ -36,7 +37,8 @@ def preset_source(preset: Preset, *, test_share: float = 0.25, test_seed: int = 
     if folder is None:
         raise DataError(f"{_absent(preset)} {preset.how_to_get()}")
     try:
-        source = read_as_laid_out(folder, preset, Share(test_share, test_seed))
+        with naming(folder):
+            source = read_as_laid_out(folder, preset, Share(test_share, test_seed))
     except DataError as error:
         raise DataError(f"{error} {preset.how_to_get()}") from error
     _check_classes(source, preset, folder)

@@ -9,6 +9,8 @@ from tangentcl.data.columns import Columns
 from tangentcl.data.digits import digits
 from tangentcl.data.hub import hub
 from tangentcl.data.image_folder import image_folder
+from tangentcl.data.listing import files_in
+from tangentcl.data.naming import naming
 from tangentcl.data.parquet import parquet
 from tangentcl.data.preset import PRESETS
 from tangentcl.data.preset_source import preset_source
@@ -59,6 +61,8 @@ def load(
     """
     columns = Columns(text_column, image_column, label_column, domain_column, group_column)
     text = str(name)
+    if "\0" in text:
+        raise DataError(f"No file or data set can be named {text!r}: it holds the character NUL.")
     if text.startswith("hf:"):
         return hub(text[3:], columns, config=config, revision=revision, test_share=test_share, test_seed=test_seed)
     for setting, value in (("config", config), ("revision", revision)):
@@ -79,14 +83,15 @@ def _from_path(path: Path, columns: Columns, test_share: float, test_seed: int) 
         hint = "" if len(path.parts) > 1 or path.suffix else nearest(str(path), SOURCES)
         raise DataError(f"No data set is named {str(path)!r} and no file or folder is there.{hint}")
     kind = kind_of(path)
-    if kind == "hub":
-        return hub(str(path), columns, test_share=test_share, test_seed=test_seed)
-    if kind == "parquet":
-        return parquet(path, columns, test_share=test_share, test_seed=test_seed)
-    if kind == "text":
-        return text_files(path, columns, test_share=test_share, test_seed=test_seed)
-    refuse_columns(columns, str(path))
-    return image_folder(path, test_share=test_share, test_seed=test_seed)
+    with naming(path):
+        if kind == "hub":
+            return hub(str(path), columns, test_share=test_share, test_seed=test_seed)
+        if kind == "parquet":
+            return parquet(path, columns, test_share=test_share, test_seed=test_seed)
+        if kind == "text":
+            return text_files(path, columns, test_share=test_share, test_seed=test_seed)
+        refuse_columns(columns, str(path))
+        return image_folder(path, test_share=test_share, test_seed=test_seed)
 
 
 def kind_of(path: Path) -> str:
@@ -97,10 +102,11 @@ def kind_of(path: Path) -> str:
     """
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
         return "hub"
-    suffixes = {path.suffix.lower()} if path.is_file() else {file.suffix.lower() for file in path.iterdir()}
+    inside = files_in(path) if path.is_dir() else []
+    suffixes = {file.suffix.lower() for file in inside} if path.is_dir() else {path.suffix.lower()}
     if ".parquet" in suffixes or (path.is_dir() and any((path / "data").glob("*.parquet"))):
         return "parquet"
-    if suffixes & set(TEXT_SUFFIXES) and not (path.is_dir() and any(file.is_dir() for file in path.iterdir())):
+    if suffixes & set(TEXT_SUFFIXES) and not (path.is_dir() and any(file.is_dir() for file in inside)):
         return "text"
     if path.is_dir() or path.suffix.lower() == ".zip":
         return "image"

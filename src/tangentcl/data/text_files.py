@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,10 @@ import numpy as np
 
 from tangentcl.data.assemble import Split, assemble, split_of
 from tangentcl.data.columns import LABEL_NAMES, NO_COLUMNS, TEXT_NAMES, Columns, choose_column, class_groups
+from tangentcl.data.listing import files_in
+from tangentcl.data.naming import naming
 from tangentcl.data.table import Source
+from tangentcl.documents import Malformed, parse_json
 from tangentcl.errors import DataError
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
@@ -47,7 +49,7 @@ def text_splits(path: Path, columns: Columns = NO_COLUMNS) -> tuple[dict[str, Sp
     """
     read: dict[str, tuple[Path, Rows]] = {}
     if path.is_dir():
-        for file in sorted(path.iterdir()):
+        for file in files_in(path):
             split = split_of(file.stem)
             if file.suffix.lower() in TEXT_SUFFIXES and split is not None:
                 if split in read:
@@ -73,16 +75,23 @@ def clinc150(folder: Path) -> Source:
     Raises:
         DataError: files that are missing or not as published.
     """
+    with naming(folder / "data_full.json"):
+        return _clinc150(folder)
+
+
+def _clinc150(folder: Path) -> Source:
     path = folder / "data_full.json"
     content = _json(path)
     if not isinstance(content, dict) or not {"train", "val", "test"} <= set(content):
         raise DataError(f"Expected the splits train, val and test in {path}.")
     splits = {}
     for name, split in (("train", "train"), ("val", "validation"), ("test", "test")):
-        pairs = content[name]
-        splits[split] = Split([text for text, _ in pairs], [intent for _, intent in pairs])
+        pairs = _objects(content[name], path)
+        splits[split] = Split([_string(pair, "text", path) for pair in pairs], [pair.get("label") for pair in pairs])
     domains = folder / "domains.json"
     groups: dict[str, list[str]] | None = _json(domains) if domains.exists() else None
+    if groups is not None and not (isinstance(groups, dict) and all(isinstance(g, list) for g in groups.values())):
+        raise DataError(f"Expected an object of lists of intents in {domains}.")
     return assemble(
         "clinc150",
         "text",
@@ -118,6 +127,12 @@ def _splits(read: Mapping[str, tuple[Path, Rows]], columns: Columns) -> tuple[di
     return splits, class_groups(classes, groups, str(next(iter(read.values()))[0])) if groups else None
 
 
+def _string(row: dict[str, Any], key: str, path: Path) -> str:
+    if not isinstance(row.get(key), str):
+        raise DataError(f"A sample of {path} has no {key} but {row.get(key)!r:.80}.")
+    return str(row[key])
+
+
 def _values(rows: Rows, column: str, where: str) -> list[Any]:
     values = [row.get(column) for row in rows]
     for number, value in enumerate(values):
@@ -137,12 +152,16 @@ def _rows(path: Path) -> Rows:
             if not line.strip():
                 continue
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(f"Line {number} of {path} is not JSON ({error}).") from error
+                rows.append(parse_json(line))
+            except Malformed as error:
+                raise DataError(f"Line {number} of {path} cannot be read: {error}.") from error
         return _objects(rows, path)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
     try:
+        columns = list(reader.fieldnames or ())
+        twice = next((name for name in columns if columns.count(name) > 1), None)
+        if twice is not None:
+            raise DataError(f"{path} has two columns named {twice!r}. Rename one.")
         return _objects(list(reader), path)
     except csv.Error as error:
         raise DataError(f"Line {reader.line_num} of {path} is not CSV ({error}).") from error
@@ -167,15 +186,19 @@ def _objects(content: Any, path: Path) -> Rows:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(_read(path))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON ({error}).") from error
+        return parse_json(_read(path))
+    except Malformed as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"Cannot read {path} ({error.strerror or error}).") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{path} holds the character NUL in line {line}. Was it damaged, or is it no text?")
+    return text

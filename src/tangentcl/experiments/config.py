@@ -5,19 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tangentcl.documents import Malformed, OutOfRange, parse_toml
 from tangentcl.errors import ConfigError, nearest
 from tangentcl.records.published import Published, published_from
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Table = dict[str, Any]
 
@@ -108,7 +103,10 @@ def load_experiment(
     path = Path(path)
     document = _document(path)
     for setting in settings:
-        apply_setting(document, setting)
+        try:
+            apply_setting(document, setting)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     if seeds is not None:
         document["seeds"] = list(seeds)
     document.setdefault("name", path.stem)
@@ -128,16 +126,34 @@ def load_published(path: str | Path) -> tuple[str, tuple[Published, ...]]:
 
 def _document(path: Path) -> Table:
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # some editors begin a file with a byte order mark
+        content = path.read_bytes()
     except FileNotFoundError as error:
         around = sorted(p.name for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
         raise ConfigError(f"there is no experiment file {path}.{nearest(path.name, around)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"experiment file {path} cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"experiment file {path} cannot be read: {error.strerror or error}") from error
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"experiment file {path} is not valid TOML: {error}") from error
+        return parse_toml(content)
+    except Malformed as error:
+        raise ConfigError(f"experiment file {path} cannot be used: {error}") from error
+
+
+def toml_value(text: str) -> Any:
+    """A value as an experiment file has it; what is no TOML, or more than one value, is text.
+
+    Raises:
+        ConfigError: a number that is not finite or needs more than 64 bits.
+
+    >>> toml_value("1e-3"), toml_value("sgd")
+    (0.001, 'sgd')
+    """
+    try:
+        table = parse_toml(f"value = {text}")
+    except OutOfRange as error:
+        raise ConfigError(f"{text} cannot be used: the {error}") from error
+    except Malformed:
+        return text
+    return table["value"] if len(table) == 1 else text
 
 
 def apply_setting(document: Table, setting: str) -> None:
@@ -151,14 +167,11 @@ def apply_setting(document: Table, setting: str) -> None:
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
         raise ConfigError(f"--set expects table.key=value, for example plan.epochs=5, got {setting!r}")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = toml_value(text)
     if parts[0] not in TOP:
         raise ConfigError(f"--set {setting}: there is no table {parts[0]!r}.{nearest(parts[0], TOP)}")
     if parts[0] == "method":
-        targets = _method_tables(document)
+        targets = _method_tables(document, f"--set {setting}")
         if len(parts) > 2 and parts[1] != "plan":
             labels = {slug(_label(table)): table for table in targets}
             if slug(parts[1]) not in labels:
@@ -202,7 +215,7 @@ def experiment_from(parsed: Mapping[str, Any], *, where: str = "experiment") -> 
         raise ConfigError(f"{where}: seeds must differ, got {seeds}")
     if not isinstance(save, bool) and save != "tasks":
         raise ConfigError(f'{where}: save must be true, false or "tasks" (after every task), got {save!r}')
-    entries = [_entry(table, where) for table in _method_tables(document)]
+    entries = [_entry(table, where) for table in _method_tables(document, where)]
     if not entries:
         raise ConfigError(f"{where}: no method to run; add a [[method]] table with a name")
     slugs = [entry.slug for entry in entries]
@@ -286,11 +299,11 @@ def _label(table: Table) -> str:
     return str(table.get("label", table.get("name", "")))
 
 
-def _method_tables(document: Mapping[str, Any]) -> list[Table]:
+def _method_tables(document: Mapping[str, Any], where: str) -> list[Table]:
     tables = document.get("method", [])
     tables = [tables] if isinstance(tables, dict) else tables
     if not isinstance(tables, list) or any(not isinstance(table, dict) for table in tables):
-        raise ConfigError(f"method must be a table, [method] or [[method]], got {tables!r}")
+        raise ConfigError(f"{where}: method must be a table, [method] or [[method]], got {tables!r}")
     return tables
 
 

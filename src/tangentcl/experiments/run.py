@@ -252,7 +252,9 @@ def _run_one(
             asked = "stopped by the user" if isinstance(error, KeyboardInterrupt) else f"the program exited ({error})"
             writer.finish("interrupted", asked)
         raise
-    except RecordError:
+    except RecordError as error:
+        if writer is not None:
+            writer.give_up(str(error))
         raise
     except Exception as error:
         reason = str(error) if isinstance(error, TangentclError) else f"{type(error).__name__}: {error}"

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
+from tangentcl.documents import Malformed, parse_json
 from tangentcl.errors import DataError
+from tangentcl.files import Damaged, metadata, sealed, write_whole
 from tangentcl.linalg.sketch import Sketch
 from tangentcl.linalg.sketch_kinds import restored
 
@@ -28,32 +28,27 @@ def write_tensors(path: Path, header: Mapping[str, Any], tensors: Mapping[str, T
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save({key: value.contiguous() for key, value in tensors.items()}, {HEADER: json.dumps(header)})
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except OSError:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    write_whole(path, sealed(content))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The header and the tensors of a file that `write_tensors` made.
 
     Raises:
-        DataError: no such file, or one that is cut off or of another kind.
+        DataError: no such file, or one that is damaged or of another kind.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            header = json.loads((file.metadata() or {})[HEADER])
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        header = parse_json(metadata(content)[HEADER])
+        tensors = load(content)
+    except (Damaged, Malformed) as error:
+        raise DataError(f"{path} is damaged: {error}. Take it from a copy, or make it again.") from error
+    except (SafetensorError, KeyError) as error:
         raise DataError(f"{path} is damaged or was written by something else: {error!r}") from error
     if not isinstance(header, dict):
         raise DataError(f"{path} is damaged: its header is a {type(header).__name__}, not an object")

@@ -42,9 +42,12 @@ def restored(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sketch
         DataError: values that are missing or do not fit.
     """
     try:
-        sketch = make_sketch(str(header["kind"]), int(header["d"]), header.get("k"))
+        sketch = make_sketch(str(header["kind"]), int(header["d"]), header.get("k"))  # an exact one takes its memory
         sketch.n, sketch.total, sketch._shed = int(header["n"]), float(header["total"]), float(header["shed"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
         raise DataError(f"not the header of a sketch: {dict(header)} ({error!r})") from error
-    sketch._restore(tensors)
+    try:
+        sketch._restore(tensors)
+    except (RuntimeError, MemoryError) as error:  # sizes in the header that no tensor can have
+        raise DataError(f"not the header of a sketch: {dict(header)} ({error!r:.200})") from error
     return sketch

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as the files hold them
 HALF = (0.5, 0.5, 0.5)
+LARGEST = 1 << 14  # pixels a side
 
 
 def from_pretrained(
@@ -66,9 +67,11 @@ def from_pretrained(
     tokenizer = None
     if not _is_vision(config):
         tokenizer = guarded(name, load_tokenizer, name, commit, trust_remote_code)
-        trained_length = (files.json("sentence_bert_config.json") or {}).get("max_seq_length")
+        trained_length = _trained_length(files)
         tokenizer.model_max_length = min(trained_length or tokenizer.model_max_length, tokenizer.model_max_length)
-    made = from_transformers(
+    made = guarded(
+        name,
+        from_transformers,
         model,
         name=Path(name).name if local else name,
         pooling=pooling or trained_pooling(files),
@@ -82,6 +85,15 @@ def from_pretrained(
     notes = () if weights is None else (f"weights from {Path(weights).name}",)
     made.card = replace(made.card, source="folder" if local else "hub", revision=commit, notes=made.card.notes + notes)
     return made
+
+
+def _trained_length(files: Files) -> int | None:
+    length = (files.json("sentence_bert_config.json") or {}).get("max_seq_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise ModelError(
+            f"{files.name}: max_seq_length in sentence_bert_config.json must be 1 or more, got {length!r:.80}"
+        )
+    return length
 
 
 def from_transformers(
@@ -288,11 +300,18 @@ def _preprocessing(preprocessor: dict[str, Any] | None, own_size: int | None, no
     normalised = preprocessor.get("do_normalize", True)
     return {
         "size": size,
-        "mean": tuple(preprocessor.get("image_mean") or HALF) if normalised else (0.0, 0.0, 0.0),
-        "std": tuple(preprocessor.get("image_std") or HALF) if normalised else (1.0, 1.0, 1.0),
+        "mean": _channels(preprocessor, "image_mean") if normalised else (0.0, 0.0, 0.0),
+        "std": _channels(preprocessor, "image_std") if normalised else (1.0, 1.0, 1.0),
         "interpolation": INTERPOLATIONS.get(preprocessor.get("resample", 3), "bicubic"),
         "crop_ratio": min(size / resized, 1.0),
     }
+
+
+def _channels(preprocessor: dict[str, Any], key: str) -> tuple[float, ...]:
+    values = preprocessor.get(key) or HALF
+    if not isinstance(values, (list, tuple)) or any(not isinstance(v, (int, float)) for v in values):
+        raise ModelError(f"preprocessor_config.json: {key} must be a list of numbers, got {values!r:.80}")
+    return tuple(values)
 
 
 def _side(size: Any) -> int | None:
@@ -301,7 +320,11 @@ def _side(size: Any) -> int | None:
         size = size.get("height") or size.get("shortest_edge")
     if isinstance(size, (list, tuple)):
         size = size[0]
-    return None if size is None else math.floor(size)
+    if size is None:
+        return None
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or not 1 <= size <= LARGEST:
+        raise ModelError(f"the files should say an image size from 1 to {LARGEST} pixels, got {size!r:.80}")
+    return math.floor(size)
 
 
 def _is_vision(config: Any) -> bool:

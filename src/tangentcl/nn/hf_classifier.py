@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from tangentcl.data.samples import Transform
 from tangentcl.data.transforms import TokenTransform
+from tangentcl.documents import Malformed, parse_json
 from tangentcl.errors import ModelError
 from tangentcl.nn.hf import position_limit
-from tangentcl.nn.hf_files import FAILURES, quietly
+from tangentcl.nn.hf_files import quietly
 from tangentcl.nn.weights import reason
 
 ADAPTER = "adapter_config.json"
@@ -29,6 +29,7 @@ VOCABULARIES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
 )  # without one transformers makes a tokenizer that knows no word
+LOCAL = {"local_files_only": True, "trust_remote_code": False}  # not given, transformers asks on the terminal
 NEW_ROWS = 0.02  # standard deviation of rows added to a classifier, as transformers draws a fresh one
 
 
@@ -52,7 +53,8 @@ class HFClassifier:
 def load_classifier(folder: str | Path) -> HFClassifier:
     """The classifier in a folder that ``save_pretrained`` wrote: a whole model, or a peft adapter for a local one.
 
-    Nothing is downloaded. The tokenizer comes from the same folder, or from that of the adapter's base model.
+    Nothing is downloaded, and no code that comes with a model is run. The tokenizer comes from the same folder, or from
+    that of the adapter's base model.
 
     Raises:
         ModelError: no such folder, an incomplete or damaged one, a model that is not a classifier with one label per
@@ -77,7 +79,7 @@ def load_classifier(folder: str | Path) -> HFClassifier:
 
                 model = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
             tokenizer = _tokenizer(folder, base)
-    except FAILURES as error:
+    except Exception as error:  # of damaged files transformers raises AttributeError, TypeError, IndexError and others
         if isinstance(error, ModelError):
             raise
         raise ModelError(
@@ -126,8 +128,8 @@ def extend_rows(layer: nn.Linear, n_outputs: int) -> None:
 def _base_of(folder: Path) -> Path:
     """Folder of the model that the adapter in ``folder`` is for."""
     try:
-        about = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        about = parse_json((folder / ADAPTER).read_bytes())
+    except (OSError, Malformed) as error:
         raise ModelError(f"{folder / ADAPTER} is damaged: {error}") from error
     name = about.get("base_model_name_or_path") if isinstance(about, dict) else None
     if not isinstance(name, str) or not name:
@@ -146,9 +148,9 @@ def _config(folder: Path, base: Path, rows: int | None) -> Any:
     from transformers import AutoConfig
 
     if folder is base or (folder / "config.json").is_file():
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(folder), **LOCAL)
     else:
-        config = AutoConfig.from_pretrained(str(base), local_files_only=True)
+        config = AutoConfig.from_pretrained(str(base), **LOCAL)
         if rows is not None and rows != config.num_labels:
             config.num_labels = rows
     if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
@@ -175,7 +177,7 @@ def _model(base: Path, config: Any, *, fresh_head: bool) -> nn.Module:
     model, info = AutoModelForSequenceClassification.from_pretrained(
         str(base),
         config=config,
-        local_files_only=True,
+        **LOCAL,
         weights_only=True,
         output_loading_info=True,
         ignore_mismatched_sizes=fresh_head,  # of the head alone, which the adapter brings
@@ -196,7 +198,7 @@ def _tokenizer(folder: Path, base: Path) -> Any:
 
     for place in (folder, base):
         if any((place / name).is_file() for name in VOCABULARIES):
-            return AutoTokenizer.from_pretrained(str(place), local_files_only=True)
+            return AutoTokenizer.from_pretrained(str(place), **LOCAL)
     raise ModelError(
         f"there is no vocabulary of a tokenizer in {folder} ({', '.join(VOCABULARIES[:3])}, ...). Save it beside the "
         "model: tokenizer.save_pretrained(folder)"

@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 from torch import nn
 
+from tangentcl.documents import Malformed, parse_json
 from tangentcl.errors import ModelError, nearest
 from tangentcl.nn.weights import reason
-
-FAILURES = (
-    OSError,
-    ValueError,
-    ImportError,
-    KeyError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    safetensors.SafetensorError,
-)
 
 
 @dataclass(frozen=True)
@@ -45,19 +33,34 @@ class Files:
         config = hf_hub_download(name, "config.json", revision=revision)
         return cls(name, Path(config).parent.name, False)  # the cache keeps .../snapshots/COMMIT/config.json
 
-    def json(self, path: str) -> Any:
-        """The content of a JSON file, or None if the model has no such file."""
+    def json(self, path: str) -> dict[str, Any] | None:
+        """The object in a JSON file, or None if the model has no such file.
+
+        Raises:
+            ModelError: the file is damaged, or holds something else.
+        """
+        file = self._find(path)
+        if file is None:
+            return None
+        try:
+            content = parse_json(file.read_bytes())
+        except (OSError, Malformed) as error:
+            raise ModelError(f"{file} cannot be used: {error}. Fetch the model again.") from error
+        if not isinstance(content, dict):
+            raise ModelError(f"{file} must hold a JSON object, got {type(content).__name__}. Fetch the model again.")
+        return content
+
+    def _find(self, path: str) -> Path | None:
         if self.local:
             file = Path(self.name) / path
-            return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+            return file if file.is_file() else None
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            cached = hf_hub_download(self.name, path, revision=self.revision)
+            return Path(hf_hub_download(self.name, path, revision=self.revision))
         except EntryNotFoundError:
             return None
-        return json.loads(Path(cached).read_text(encoding="utf-8"))
 
 
 def trained_pooling(files: Files) -> str | None:
@@ -72,13 +75,15 @@ def trained_pooling(files: Files) -> str | None:
     return chosen[0]
 
 
-def guarded(name: str, load: Any, *arguments: Any) -> Any:
-    """``load(*arguments)`` with what transformers raises turned into one error that says what to try."""
+def guarded(name: str, load: Any, /, *arguments: Any, **keywords: Any) -> Any:
+    """``load(*arguments, **keywords)`` with what transformers raises turned into one error that says what to try."""
     try:
-        return load(*arguments)
-    except FAILURES as error:
+        return load(*arguments, **keywords)
+    except Exception as error:  # of damaged files transformers raises AttributeError, TypeError, IndexError and others
         if isinstance(error, ModelError):
-            raise
+            if name in str(error):
+                raise
+            raise ModelError(f"backbone '{name}': {error}") from error
         if Path(name).is_dir():
             hint = f"Check that folder '{name}' holds a complete transformers model (config.json, model.safetensors)."
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from tangentcl.documents import Malformed, parse_json
 from tangentcl.errors import ModelError
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -152,8 +152,17 @@ def bundled_card(folder: Path = BUNDLED) -> dict[str, Any]:
 
     Args:
         folder: a folder with ``card.json``.
+
+    Raises:
+        ModelError: it is missing or damaged.
     """
-    card: dict[str, Any] = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    path = folder / "card.json"
+    try:
+        card = parse_json(path.read_bytes())
+    except (OSError, Malformed) as error:
+        raise ModelError(f"{path} cannot be used: {error}. Try reinstalling tangentcl.") from error
+    if not isinstance(card, dict) or not {"sha256", "architecture"} <= card.keys():
+        raise ModelError(f"{path} must hold an object with 'sha256' and 'architecture'. Try reinstalling tangentcl.")
     return card
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -75,14 +74,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
         try:
             return safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
+        except (safetensors.SafetensorError, OSError, KeyError) as error:  # KeyError: numbers that torch does not have
             raise ModelError(
                 f"weights: '{path}' ({path.stat().st_size} bytes) is not a readable safetensors file ({error}). "
                 "It may be cut short, or a Git LFS pointer; fetch it again."
             ) from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # of damaged bytes its reader raises KeyError, AttributeError, struct.error and others
         raise ModelError(
             f"weights: '{path}' could not be read as plain tensors ({reason(error)}). A file "
             "that would run code while loading is never opened; save a state dict as safetensors instead."

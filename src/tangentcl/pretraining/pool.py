@@ -103,7 +103,7 @@ def kept_pool(spec: PoolSpec, folder: Path, workers: int = 1) -> Pool:
     if label.is_file():
         known = json.loads(label.read_text(encoding="utf-8"))
         if known["spec"] == asdict(spec):
-            loaded = {name: np.load(folder / f"{name}.npy") for name in arrays}
+            loaded = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in arrays}
             return Pool(**loaded, n_strokes=known["n_strokes"], n_classes=known["n_classes"])
     pool = draw_pool(spec, workers)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Run records: what a run leaves on disk, written by the runner and read by reports."""
 
 from .accuracy import Accuracy
+from .checksums import write_checksums
 from .forecasts import TaskForecast, read_forecasts
 from .published import Published, published_from
 from .record import Record, Status, find_records
@@ -20,4 +21,5 @@ __all__ = [
     "published_from",
     "read_forecasts",
     "read_theory",
+    "write_checksums",
 ]

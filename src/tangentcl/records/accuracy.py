@@ -152,7 +152,7 @@ def _rows(values: npt.ArrayLike) -> list[Any]:
 def _array(values: Any, shape: tuple[int, ...], name: str) -> npt.NDArray[np.float64]:
     try:
         array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RecordError(f"{name} must hold numbers in shape {list(shape)}: {error}") from error
     if array.shape != shape:
         raise RecordError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -12,13 +11,9 @@ from typing import IO, Any
 import numpy as np
 import tomli_w
 
+from ..documents import Malformed, parse_json, parse_toml
 from ..errors import RecordError
 from ..files import write_whole
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 try:
     import fcntl
@@ -36,8 +31,10 @@ def plain(value: Any, where: str = "value") -> Any:
     >>> plain({"loss": np.float32("nan"), "counts": np.array([1, 2]), "ok": (True, None)})
     {'loss': None, 'counts': [1, 2], 'ok': [True, None]}
     """
-    if value is None or isinstance(value, (str, bool, int)):
-        return str(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()  # names of files may hold what is no text
+    if value is None or isinstance(value, (bool, int)):
+        return value
     if isinstance(value, np.ndarray):
         return plain(value.tolist(), where)
     if isinstance(value, np.generic):
@@ -45,7 +42,7 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Path):
-        return str(value)
+        return plain(str(value), where)
     if isinstance(value, Mapping):
         return {str(k): plain(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -106,18 +103,6 @@ def read_bytes(path: Path) -> bytes:
         raise refused("read", path, error) from error
 
 
-def read_text(path: Path) -> str:
-    """The text of a file of a record.
-
-    Raises:
-        RecordError: it is missing, unreadable or not UTF-8.
-    """
-    try:
-        return read_bytes(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path} is damaged: not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -125,9 +110,9 @@ def read_json(path: Path) -> dict[str, Any]:
         RecordError: it is missing, damaged or holds something else than an object.
     """
     try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path} is damaged: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        value = parse_json(read_bytes(path))
+    except Malformed as error:
+        raise RecordError(f"{path} is damaged: {error}") from error
     if not isinstance(value, dict):
         raise RecordError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
@@ -140,9 +125,23 @@ def read_toml(path: Path) -> dict[str, Any]:
         RecordError: it is missing or damaged.
     """
     try:
-        return tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(read_bytes(path))
+    except Malformed as error:
         raise RecordError(f"{path} is damaged: {error}") from error
+
+
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder of a record; nothing where there is no such folder.
+
+    Raises:
+        RecordError: it cannot be listed.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise refused("list", folder, error) from error
 
 
 def hold(file: IO[Any], path: Path) -> None:

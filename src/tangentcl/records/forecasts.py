@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RecordError
-from .files import atomic_write, plain, read_bytes, read_json, refused, write_json
+from ..files import Damaged, metadata, sealed
+from .files import atomic_write, listed, plain, read_bytes, read_json, refused, write_json
 
 FOLDER = "forecasts"
 STATUSES = ("forecast", "refused")
@@ -79,7 +80,7 @@ def write_forecast(folder: str | Path, forecast: TaskForecast) -> Path:
     except OSError as error:
         raise refused("make the folder", path.parent, error) from error
     if summary["status"] == "forecast":
-        atomic_write(path.with_suffix(".safetensors"), save(arrays))
+        atomic_write(path.with_suffix(".safetensors"), sealed(save(arrays)))
     write_json(path, summary)  # last: without it the arrays are no forecast
     return path
 
@@ -90,10 +91,7 @@ def read_forecasts(folder: str | Path) -> list[TaskForecast]:
     Raises:
         RecordError: a missing or damaged file, by name, and what is wrong with it.
     """
-    folder = Path(folder) / FOLDER
-    if not folder.is_dir():
-        return []
-    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    named = [path for path in listed(Path(folder) / FOLDER) if _NAME.fullmatch(path.name)]
     return [_read(path) for path in sorted(named, key=lambda p: int(p.stem[5:])) if path.suffix == ".json"]
 
 
@@ -103,10 +101,7 @@ def remove_forecasts(folder: Path) -> None:
     Raises:
         RecordError: the disk refuses.
     """
-    inside = folder / FOLDER
-    if not inside.is_dir():
-        return
-    for path in inside.iterdir():
+    for path in listed(folder / FOLDER):
         if _NAME.fullmatch(path.name):
             try:
                 path.unlink()
@@ -127,10 +122,12 @@ def _read_arrays(path: Path) -> Arrays:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
+    content = read_bytes(path)
     try:
-        arrays = load(read_bytes(path))
-    except SafetensorError as error:
-        raise RecordError(f"{path} is damaged: {error}") from error
+        metadata(content)
+        arrays = load(content)
+    except (Damaged, SafetensorError, KeyError) as error:  # KeyError: a type of numbers that numpy does not have
+        raise RecordError(f"{path} is damaged: {error}. Run the experiment again, or leave the file out.") from error
     _check_arrays(path, arrays)
     return arrays
 

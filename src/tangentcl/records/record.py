@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ..documents import Malformed, parse_json
 from ..errors import ConfigError, RecordError
 from .accuracy import Accuracy
-from .files import read_bytes, read_json, read_toml
+from .checksums import Checksums
+from .files import read_bytes, read_json, read_toml, refused
 from .forecasts import TaskForecast, read_forecasts
 from .published import Published, published_from
 from .theory import TaskTheory, read_theory
+
+Found = TypeVar("Found")
 
 STATUSES = ("running", "done", "failed", "interrupted")
 
@@ -43,6 +46,7 @@ class Record:
         truncated_events: 1 when the last line of ``events.jsonl`` was cut off (a run that was killed), else 0.
         accuracy: None when an unfinished run has not evaluated yet.
         status: see `Status`.
+        checksums: of its files, None while it is running.
     """
 
     folder: Path
@@ -52,12 +56,15 @@ class Record:
     truncated_events: int
     accuracy: Accuracy | None
     status: Status
+    checksums: Checksums | None = None
 
     @staticmethod
     def read(folder: str | Path) -> Record:
         """Read a record folder.
 
-        A last line of ``events.jsonl`` that was cut off is dropped and counted; anything else damaged is refused.
+        A last line of ``events.jsonl`` that was cut off, as when a run is killed, is dropped and counted; anything else
+        damaged is refused. Once the run has ended the files must be those of ``checksums.json``, bit by bit; forecasts
+        and theory are compared when they are first asked for.
 
         Raises:
             RecordError: a missing or damaged file, by name, and what is wrong with it.
@@ -74,7 +81,11 @@ class Record:
         accuracy = None
         if status.status == "done" or path.exists():
             accuracy = Accuracy.from_json(read_json(path), str(path))
-        return Record(folder, config, environment, events, truncated, accuracy, status)
+        checksums = None
+        if status.status != "running":  # until then the files change
+            checksums = Checksums.read(folder)
+            checksums.check()
+        return Record(folder, config, environment, events, truncated, accuracy, status, checksums)
 
     @property
     def experiment(self) -> str:
@@ -118,7 +129,7 @@ class Record:
         Raises:
             RecordError: a missing or damaged file, by name.
         """
-        return read_forecasts(self.folder)
+        return self._unchanged("forecasts", read_forecasts(self.folder))
 
     @cached_property
     def theory(self) -> list[TaskTheory]:
@@ -127,7 +138,12 @@ class Record:
         Raises:
             RecordError: a damaged file, by name.
         """
-        return read_theory(self.folder)
+        return self._unchanged("theory", read_theory(self.folder))
+
+    def _unchanged(self, part: str, found: list[Found]) -> list[Found]:
+        if self.checksums is not None:
+            self.checksums.check(part)
+        return found
 
     def events_named(self, event: str) -> list[Mapping[str, Any]]:
         """The events of one kind, in order."""
@@ -162,7 +178,13 @@ def find_records(paths: Iterable[str | Path]) -> list[Path]:
 
 def _below(path: Path) -> list[Path]:
     folders = []
-    for folder, inside, files in os.walk(path):
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, (NotADirectoryError, FileNotFoundError)):  # a file, or gone since it was listed
+            return
+        raise refused("list", Path(error.filename), error) from error
+
+    for folder, inside, files in os.walk(path, onerror=refuse):
         if "status.json" in files or "events.jsonl" in files:
             folders.append(Path(folder))
             inside.clear()
@@ -200,17 +222,17 @@ def _events(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
     truncated = 0
     if tail:
         try:
-            json.loads(tail)
-        except ValueError:
+            parse_json(tail)
+        except Malformed:
             truncated = 1
         else:
             lines.append(tail)
     events = []
     for number, line in enumerate(lines, start=1):
         try:
-            event = json.loads(line)
-        except ValueError as error:
-            raise RecordError(f"{path} is damaged: line {number} is not JSON ({error})") from error
+            event = parse_json(line)
+        except Malformed as error:
+            raise RecordError(f"{path} is damaged: line {number}: {error}") from error
         if not isinstance(event, dict) or not isinstance(event.get("event"), str):
             raise RecordError(f"{path} is damaged: line {number} must be an object with a text 'event'")
         if isinstance(event.get("t"), bool) or not isinstance(event.get("t"), (int, float)):

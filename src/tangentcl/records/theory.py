@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RecordError
-from .files import plain, read_json, refused, write_json
+from .files import listed, plain, read_json, refused, write_json
 
 FOLDER = "theory"
 STATUSES = ("before", "learned", "refused")
@@ -84,11 +84,8 @@ def read_theory(folder: str | Path) -> list[TaskTheory]:
     Raises:
         RecordError: a damaged file, by name, and what is wrong with it.
     """
-    folder = Path(folder) / FOLDER
-    if not folder.is_dir():
-        return []
     found = []
-    for path in sorted(folder.iterdir(), key=lambda p: (len(p.stem), p.stem)):
+    for path in sorted(listed(Path(folder) / FOLDER), key=lambda p: (len(p.stem), p.stem)):
         if _NAME.fullmatch(path.name):
             values = read_json(path)
             _check(path, values)
@@ -102,8 +99,7 @@ def remove_theory(folder: Path) -> None:
     Raises:
         RecordError: the disk refuses.
     """
-    inside = folder / FOLDER
-    for path in inside.iterdir() if inside.is_dir() else ():
+    for path in listed(folder / FOLDER):
         if _NAME.fullmatch(path.name):
             try:
                 path.unlink()

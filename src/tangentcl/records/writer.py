@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..errors import RecordError
 from ..files import remove_parts
 from .accuracy import Accuracy
+from .checksums import CHECKSUMS, write_checksums
 from .files import atomic_write, hold, is_held, plain, read_json, refused, write_json, write_toml
 from .forecasts import TaskForecast, remove_forecasts, write_forecast
 from .theory import TaskTheory, remove_theory, write_theory
@@ -28,8 +29,9 @@ class RecordWriter:
 
     The folder is marked ``running`` at once, so that an abandoned run is never taken for a result, and gets its last
     word from `finish`. ``events.jsonl`` is locked in between: a record that says ``running`` but whose process is gone
-    may be written again. As a context manager the writer finishes by itself: ``done``, ``interrupted`` on
-    KeyboardInterrupt, ``failed`` with the error's text otherwise.
+    may be written again. The last word comes after ``checksums.json``, so that damage to a record that has ended is
+    noticed. As a context manager the writer finishes by itself: ``done``, ``interrupted`` on KeyboardInterrupt,
+    ``failed`` with the error's text otherwise.
 
     Args:
         folder: ``runs/<experiment>/<label>/seed-<s>``; made when missing.
@@ -73,18 +75,29 @@ class RecordWriter:
         self._clock = time.monotonic()
         path = self.folder / "events.jsonl"
         try:
-            self._events = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+            self._events = open(path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise refused("write", path, error) from error
+        self._size = 0  # of the whole lines in it
         hold(self._events, path)
-        remove_parts(self.folder)
-        if go_on is not None:
-            self._go_on(go_on)
-            return
-        self._write_status("running", None)
+        try:
+            self._remove_parts()
+            if go_on is not None:
+                self._go_on(go_on)
+            else:
+                self._begin(config, environment)
+        except BaseException:
+            self._events.close()
+            raise
+
+    def _begin(self, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Say that a run is going on, then remove what an earlier one left and write what is known of this one."""
+        self._write_status(self._status("running", None))
+        path = self.folder / "events.jsonl"
         try:
             self._events.truncate(0)
-            (self.folder / "accuracy.json").unlink(missing_ok=True)
+            for path in (self.folder / CHECKSUMS, self.folder / "accuracy.json"):
+                path.unlink(missing_ok=True)
         except OSError as error:
             raise refused("write", path, error) from error
         remove_forecasts(self.folder)
@@ -92,18 +105,26 @@ class RecordWriter:
         write_toml(self.folder / "config.toml", config)
         write_json(self.folder / "environment.json", environment)
 
+    def _remove_parts(self) -> None:
+        try:
+            remove_parts(self.folder)
+        except OSError as error:
+            raise refused("remove what a killed run left in", self.folder, error) from error
+
     def _go_on(self, place: Mapping[str, Any]) -> None:
         path = self.folder / "events.jsonl"
-        if (size := path.stat().st_size) < place["events"]:
+        if (size := os.fstat(self._events.fileno()).st_size) < place["events"]:
             raise RecordError(
                 f"{path} is damaged: it holds {size} bytes where the run had written {place['events']} when its state "
                 "was kept. Start afresh with --overwrite."
             )
         self._started = datetime.fromisoformat(read_json(self.folder / "status.json")["started"])
         self._clock -= place["clock"]
-        self._write_status("running", None)
+        self._write_status(self._status("running", None))
+        self._size = place["events"]
         try:
-            self._events.truncate(place["events"])
+            self._cut_to_whole_lines()
+            (self.folder / CHECKSUMS).unlink(missing_ok=True)
         except OSError as error:
             raise refused("write", path, error) from error
 
@@ -114,14 +135,16 @@ class RecordWriter:
             RecordError: the disk refuses.
         """
         try:
-            self._events.flush()
+            self._cut_to_whole_lines()
             os.fsync(self._events.fileno())
         except OSError as error:
             raise refused("write", self.folder / "events.jsonl", error) from error
-        return {"events": os.fstat(self._events.fileno()).st_size, "clock": time.monotonic() - self._clock}
+        return {"events": self._size, "clock": time.monotonic() - self._clock}
 
     def event(self, event: str, fields: Mapping[str, Any] | None = None) -> None:
-        """Append one line to ``events.jsonl`` with ``t``, the seconds since the start, and flush it.
+        """Append one line to ``events.jsonl`` with ``t``, the seconds since the start, and hand it to the system.
+
+        A line that the disk has no room for is taken back, so that the next one begins a line.
 
         Raises:
             RecordError: the record is finished, a field cannot be stored, or the disk refuses.
@@ -130,14 +153,17 @@ class RecordWriter:
         taken = {"t", "event"} & set(fields)
         if taken:
             raise RecordError(f"an event cannot have a field named {taken.pop()!r}: every event has it already")
-        if self._events.closed:
-            raise RecordError(f"{self.folder} is finished: event {event!r} came too late")
+        self._refuse_if_finished(f"event {event!r}")
         line = {"t": round(time.monotonic() - self._clock, 3), "event": event, **plain(fields, event)}
+        content = (json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode()
         try:
-            self._events.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-            self._events.flush()
+            self._cut_to_whole_lines()
+            left = memoryview(content)
+            while left:
+                left = left[self._events.write(left) :]
         except OSError as error:
             raise refused("write", self.folder / "events.jsonl", error) from error
+        self._size += len(content)
 
     def accuracy(
         self,
@@ -158,6 +184,7 @@ class RecordWriter:
         Raises:
             RecordError: parts that do not fit together, or the disk refuses.
         """
+        self._refuse_if_finished("its accuracy")
         accuracy = Accuracy.of(
             scenario=scenario,
             task_names=task_names,
@@ -177,6 +204,7 @@ class RecordWriter:
         Raises:
             RecordError: parts that do not fit together, or the disk refuses.
         """
+        self._refuse_if_finished(f"the forecast of task {forecast.task}")
         write_forecast(self.folder, forecast)
 
     def theory(self, theory: TaskTheory) -> None:
@@ -185,21 +213,43 @@ class RecordWriter:
         Raises:
             RecordError: parts that are missing, or the disk refuses.
         """
+        self._refuse_if_finished(f"the theory of task {theory.task}")
         write_theory(self.folder, theory)
 
     def finish(self, status: str = "done", reason: str | None = None) -> None:
         """Close the record with ``done``, ``failed`` or ``interrupted``; ``reason`` says why it is not done.
 
         Raises:
-            RecordError: an unknown status, or the disk refuses.
+            RecordError: an unknown status, the record is finished already, or the disk refuses; then it stays
+                ``running`` and counts as abandoned once this process is gone.
         """
         if status not in ENDS:
             raise RecordError(f"a record ends as {', '.join(ENDS)}, got {status!r}")
-        self._write_status(status, reason)
+        self._refuse_if_finished(f"status {status!r}")
+        last = self._status(status, reason)
+        try:
+            self._cut_to_whole_lines()
+            os.fsync(self._events.fileno())
+        except OSError as error:
+            raise refused("write", self.folder / "events.jsonl", error) from error
+        write_checksums(self.folder, status=last)
+        self._write_status(last)
         try:
             self._events.close()  # after the status: an unlocked record that says "running" counts as abandoned
         except OSError as error:
             raise refused("write", self.folder / "events.jsonl", error) from error
+
+    def give_up(self, reason: str) -> None:
+        """Finish as ``failed``, or where the disk refuses even that, leave the record ``running`` but let go of it.
+
+        Either way it can be written again at once. For a run that ends because its record cannot be written.
+        """
+        if self._events.closed:
+            return
+        try:
+            self.finish("failed", reason)
+        except RecordError:  # the caller has the first one in hand
+            self._events.close()
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -211,12 +261,15 @@ class RecordWriter:
             return
         if error is None:
             self.finish()
+        elif isinstance(error, RecordError):
+            self.give_up(str(error))
         elif isinstance(error, KeyboardInterrupt):
             self.finish("interrupted", "stopped by the user")
         else:
             self.finish("failed", f"{type(error).__name__}: {error}")
 
-    def _write_status(self, status: str, reason: str | None) -> None:
+    def _status(self, status: str, reason: str | None) -> bytes:
+        """The content of ``status.json``."""
         ended = None if status == "running" else datetime.now(timezone.utc).isoformat(timespec="seconds")
         content = {
             "status": status,
@@ -224,7 +277,18 @@ class RecordWriter:
             "started": self._started.isoformat(timespec="seconds"),
             "ended": ended,
         }
-        atomic_write(self.folder / "status.json", json.dumps(content, indent=1) + "\n")
+        return (json.dumps(content, indent=1) + "\n").encode()
+
+    def _write_status(self, content: bytes) -> None:
+        atomic_write(self.folder / "status.json", content)
+
+    def _cut_to_whole_lines(self) -> None:
+        if os.fstat(self._events.fileno()).st_size != self._size:
+            self._events.truncate(self._size)
+
+    def _refuse_if_finished(self, what: str) -> None:
+        if self._events.closed:
+            raise RecordError(f"{self.folder} is finished: {what} came too late")
 
     def _refuse_to_overwrite(self) -> None:
         path = self.folder / "status.json"

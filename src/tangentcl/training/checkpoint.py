@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from tangentcl.data import Task
 from tangentcl.errors import ModelError, RecordError
+from tangentcl.files import Damaged, metadata, sealed, write_whole
 from tangentcl.methods import Method
 from tangentcl.nn import Backbone
 from tangentcl.training.stage import Stage, begin
@@ -50,14 +51,10 @@ def save_learner(method: Method, folder: str | Path) -> Path:
     """
     path = Path(folder) / LEARNER
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in learned_tensors(method).items()}
-    aside = path.with_suffix(".partial")
+    content = sealed(save(tensors, metadata={"format": "pt", "method": type(method).__name__}))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as file:
-            file.write(save(tensors, metadata={"format": "pt", "method": type(method).__name__}))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        write_whole(path, content)
     except OSError as error:
         raise RecordError(f"the trained learner cannot be written to {path}: {error}") from error
     return path
@@ -71,11 +68,15 @@ def load_learner(method: Method, folder: str | Path) -> Method:
     """
     path = Path(folder) / LEARNER
     try:
-        tensors = load_file(path)
+        content = path.read_bytes()
+        metadata(content)
+        tensors = load(content)
     except FileNotFoundError as error:
         raise ModelError(f"there is no trained learner at {path}; was it saved (save = true)?") from error
-    except Exception as error:  # safetensors raises its own type for a damaged file
-        raise ModelError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (Damaged, SafetensorError, KeyError) as error:  # KeyError: a type of numbers that torch does not have
+        raise ModelError(f"{path} is damaged: {error}. Take it from a copy, or run the experiment again.") from error
     return load_tensors(method, tensors, str(path))
 
 
@@ -92,7 +93,7 @@ def load_tensors(method: Method, tensors: Mapping[str, Tensor], where: str) -> M
     if missing := sorted(own - set(tensors)):
         raise ModelError(f"{where} lacks {len(missing)} tensors, among them {missing[:3]}: another method or options?")
     free = {f"{prefix}.{name}" for prefix, module in method.named_modules() for name in getattr(module, "free", ())}
-    for key, value in tensors.items():  # free: shapes that follow from what was seen
+    for key, value in sorted(tensors.items()):  # free: shapes that follow from what was seen
         if value.shape != here[key].shape and key not in free and not key.endswith("_extra_state"):
             raise ModelError(f"{where}: {key} has shape {tuple(value.shape)}, here it is {tuple(here[key].shape)}")
     with torch.no_grad():

@@ -132,7 +132,10 @@ class MomentsWriter:
         """Save them."""
         if stage.runtime.is_main and not self._cleared:
             for path in (Path(self.folder) / FOLDER).glob("task-*.safetensors"):
-                path.unlink()
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise RecordError(f"the moments of an earlier run in {path} cannot be removed: {error}") from error
             self._cleared = True
         size = stage.plan.eval_batch_size
         save_moments(

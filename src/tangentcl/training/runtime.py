@@ -71,6 +71,7 @@ class Runtime:
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimiser with loss scaling where fp16 needs it."""
+        self._accelerator.free_memory()  # it would hold the optimizers of all earlier tasks
         return self._accelerator.prepare_optimizer(optimizer)
 
     def backward(self, loss: Tensor) -> None:
