@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tangentcl import __version__
-from tangentcl.cli import forecast, listing, plan, report, run
+from tangentcl.cli import export, forecast, listing, plan, predict, report, run
 from tangentcl.cli.arguments import Parser
 from tangentcl.errors import TangentclError
 
@@ -27,7 +27,15 @@ class Command(Protocol):
         """Do it; returns the exit code."""
 
 
-COMMANDS: dict[str, Command] = {"run": run, "forecast": forecast, "plan": plan, "list": listing, "report": report}
+COMMANDS: dict[str, Command] = {
+    "run": run,
+    "forecast": forecast,
+    "plan": plan,
+    "list": listing,
+    "report": report,
+    "export": export,
+    "predict": predict,
+}
 
 
 def parser() -> Parser:

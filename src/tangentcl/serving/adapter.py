@@ -1,0 +1,57 @@
+"""The adapter of a learner as peft keeps adapters, for programs that know nothing of tangentcl."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tangentcl.files import write_whole
+from tangentcl.methods import Method
+from tangentcl.nn import Backbone
+from tangentcl.nn.hf_classifier import ADAPTER, ADAPTER_WEIGHTS
+
+
+def peft_model(method: Method) -> Any:
+    """The peft model around a transformers model that a method adapts; None where there is none, or more than one."""
+    found: list[Any] = [m.model for m in method.modules() if isinstance(m, Backbone)]
+    found = [model for model in found if hasattr(model, "peft_config")]
+    if len(found) != 1 or "default" not in found[0].peft_config:
+        return None
+    from transformers import PreTrainedModel
+
+    return found[0] if isinstance(found[0].get_base_model(), PreTrainedModel) else None
+
+
+def write_adapter(model: Any, folder: Path, base: str | None) -> list[str]:
+    """Write ``adapter_config.json`` and ``adapter_model.safetensors``; returns the names of the files.
+
+    Args:
+        model: of `peft_model`.
+        folder: where they go.
+        base: name or place of the pre-trained model, for programs that look it up.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of embeddings that peft would save as well, were they resized
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    write_whole(folder / ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    config = model.peft_config["default"]
+    kept = config.base_model_name_or_path, config.inference_mode
+    config.base_model_name_or_path, config.inference_mode = base, True
+    try:
+        config.save_pretrained(str(folder))  # writes adapter_config.json
+    finally:
+        config.base_model_name_or_path, config.inference_mode = kept
+    return [ADAPTER, ADAPTER_WEIGHTS]
+
+
+def base_class(model: Any) -> str:
+    """Name of the class of the model that an adapter is for."""
+    base: nn.Module = model.get_base_model()
+    return type(base).__name__
