@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,16 @@ def write_adapter(model: Any, folder: Path, base: str | None) -> list[str]:
         config.save_pretrained(str(folder))  # writes adapter_config.json
     finally:
         config.base_model_name_or_path, config.inference_mode = kept
+    _in_order(folder / ADAPTER)
     return [ADAPTER, ADAPTER_WEIGHTS]
+
+
+def _in_order(path: Path) -> None:
+    """peft keeps layer names in a set, and so writes them in another order each time."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content.get("target_modules"), list):
+        content["target_modules"].sort()
+    write_whole(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
 def base_class(model: Any) -> str:
