@@ -36,7 +36,10 @@ def test_help_answers_at_once_and_without_torch() -> None:
     ("arguments", "message"),
     [
         ([], "required: COMMAND. Try: tangentcl --help"),
-        (["rnu"], "unknown command or value 'rnu'. Did you mean 'run'? Known: export, forecast, list, plan, predict, report, run."),
+        (
+            ["rnu"],
+            "unknown command or value 'rnu'. Did you mean 'run'? Known: export, forecast, list, plan, predict, report,",
+        ),
         (["run", "small.toml", "--sed", "0"], "unknown argument '--sed'. Did you mean '--seed'?"),
         (["run", "small.toml", "--overwite"], "unknown argument '--overwite'. Did you mean '--overwrite'?"),
         (["report", "runs", "--jsn"], "unknown argument '--jsn'. Did you mean '--json'?"),

@@ -26,7 +26,7 @@ STREAM = {"kind": "class_incremental", "base": 4, "increment": 3, "train_per_cla
 SIDE, WIDTH = 8, 24
 
 
-def small_vit(seed: int = 7) -> Backbone:
+def make_small_vit(seed: int = 7) -> Backbone:
     """A Vision Transformer for 8x8 pixels, in milliseconds."""
     module = SmallViT(image_size=SIDE, patch=4, width=WIDTH, depth=2, heads=3, stem=(4, 8), seed=seed)
     half = (0.5, 0.5, 0.5)
@@ -43,11 +43,17 @@ def small_vit(seed: int = 7) -> Backbone:
 
 
 @pytest.fixture
+def small_vit() -> Callable[..., Backbone]:
+    """`make_small_vit`, for tests."""
+    return make_small_vit
+
+
+@pytest.fixture
 def small_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experiments get `small_vit` for every ``[backbone]``."""
+    """Experiments get `make_small_vit` for every ``[backbone]``."""
 
     def small(name: str = "bundled", *, pooling: str | None = None, trust_remote_code: bool = False) -> Backbone:
-        return small_vit()
+        return make_small_vit()
 
     monkeypatch.setattr("tangentcl.experiments.build.backbone", small)
 

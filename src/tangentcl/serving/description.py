@@ -150,8 +150,8 @@ class Description:
             content = json.loads(path.read_bytes())
         except FileNotFoundError as error:
             raise ModelError(
-                f"{folder} is neither an export (it has no {EXPORT}) nor the record of a run (no status.json). Records lie "
-                "in runs/<experiment>/<label>/seed-<seed>; tangentcl export makes exports of them."
+                f"{folder} is neither an export (it has no {EXPORT}) nor the record of a run (no status.json). Records "
+                "lie in runs/<experiment>/<label>/seed-<seed>; tangentcl export makes exports of them."
             ) from error
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} is damaged: {error}. Copy the export again.") from error
