@@ -59,6 +59,17 @@ def test_the_bundled_network_on_digits(name: str, learn: Any, runtime: Any, tmp_
     assert "model.onnx" in made.description.files
 
 
+@pytest.mark.parametrize("name", ["joint", "replay", "loranpac", "ntk_fscil", "ntkcl"])
+def test_further_methods_pass_the_check_of_the_export(
+    name: str, learn: Any, runtime: Any, small_backbones: None, tmp_path: Path
+) -> None:
+    small = {"ntkcl": {"rank": 2, "n_prompts": 2}, "ntk_fscil": {"rank": 2, "n_units": 20}, "loranpac": {"n_units": 30}}
+    run = learn({"name": name, **small.get(name, {"rank": 2})})
+    made = export_run(run.folder, tmp_path / "export", onnx=True)
+    assert made.description.onnx is not None
+    assert made.description.onnx["largest_difference"] < 1e-4
+
+
 @pytest.mark.parametrize("name", ["finetune", "ranpac"])
 def test_a_text_encoder_with_batches_and_texts_of_any_length(
     name: str, learn: Any, runtime: Any, tmp_path: Path

@@ -112,7 +112,7 @@ def _traced(module: nn.Module, batch: dict[str, Tensor], about: Description, nam
     if any(len(value) < 2 for value in few.values()):  # a batch of one would be traced as always one
         few = {key: torch.cat([value, value]) for key, value in few.items()}
     try:
-        with torch.no_grad(), _quietly():
+        with torch.enable_grad(), _quietly():  # without gradients small batches may take another way, by their size
             program = torch.onnx.export(
                 module,
                 tuple(few.values()),
