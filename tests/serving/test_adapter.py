@@ -87,6 +87,13 @@ def test_peft_gives_the_same_features(learn: Any, text_encoder: Path, texts: Pat
     assert (about["r"], about["lora_alpha"], about["inference_mode"]) == (2, 8.0, True)
     assert about["base_model_name_or_path"] == str(text_encoder)
     assert about["target_modules"] == sorted(about["target_modules"])
+    assert about["revision"] is None
+    from dataclasses import replace
+
+    from tangentcl.serving.adapter import _base
+
+    hub = {**made.description.pretrained, "source": "hub", "name": "org/model", "revision": "abc"}
+    assert _base(replace(made.description, pretrained=hub)) == ("org/model", "abc")
     card = (made.folder / "README.md").read_text()
     assert 'base_model: "tiny-bert"' in card
     assert "# a BertModel" in card

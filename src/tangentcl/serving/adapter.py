@@ -13,6 +13,7 @@ from tangentcl.files import write_whole
 from tangentcl.methods import Method
 from tangentcl.nn import Backbone
 from tangentcl.nn.hf_classifier import ADAPTER, ADAPTER_WEIGHTS
+from tangentcl.serving.description import Description
 
 
 def peft_model(method: Method) -> Any:
@@ -26,13 +27,13 @@ def peft_model(method: Method) -> Any:
     return found[0] if isinstance(found[0].get_base_model(), PreTrainedModel) else None
 
 
-def write_adapter(model: Any, folder: Path, base: str | None) -> list[str]:
+def write_adapter(model: Any, folder: Path, about: Description) -> list[str]:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``; returns the names of the files.
 
     Args:
         model: of `peft_model`.
         folder: where they go.
-        base: name or place of the pre-trained model, for programs that look it up.
+        about: what is exported; names the pre-trained model, for programs that look it up.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
@@ -43,14 +44,22 @@ def write_adapter(model: Any, folder: Path, base: str | None) -> list[str]:
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     write_whole(folder / ADAPTER_WEIGHTS, save(tensors, metadata={"format": "pt"}))
     config = model.peft_config["default"]
-    kept = config.base_model_name_or_path, config.inference_mode
-    config.base_model_name_or_path, config.inference_mode = base, True
+    kept = config.base_model_name_or_path, config.revision, config.inference_mode
+    config.base_model_name_or_path, config.revision = _base(about)
+    config.inference_mode = True
     try:
         config.save_pretrained(str(folder))  # writes adapter_config.json
     finally:
-        config.base_model_name_or_path, config.inference_mode = kept
+        config.base_model_name_or_path, config.revision, config.inference_mode = kept
     _in_order(folder / ADAPTER)
     return [ADAPTER, ADAPTER_WEIGHTS]
+
+
+def _base(about: Description) -> tuple[str, str | None]:
+    """Name and revision on the hub, or the folder, of the pre-trained model."""
+    if about.pretrained.get("source") == "hub":
+        return str(about.pretrained["name"]), about.pretrained.get("revision")
+    return str(about.backbone["name"]), None
 
 
 def _in_order(path: Path) -> None:

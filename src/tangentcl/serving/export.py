@@ -97,7 +97,7 @@ def _written(predictor: Predictor, out: Path, traced: tuple[bytes, dict[str, Any
         names.append(ONNX)
     adapted = peft_model(predictor.method)
     if adapted is not None:
-        names += write_adapter(adapted, out, str(predictor.description.backbone.get("name")))
+        names += write_adapter(adapted, out, predictor.description)
     digests = {name: file_digest(out / name) for name in names}
     description = predictor.description.with_files(digests, None if traced is None else traced[1])
     card = model_card(description, out.name, adapter_for=None if adapted is None else base_class(adapted))
