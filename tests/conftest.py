@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,11 @@ import torch
 from torch import nn
 
 from tangentcl.data import ArrayTransform, ImageTransform, Source, TaskStream, class_incremental, from_arrays
+from tangentcl.methods import Method
 from tangentcl.nn import Backbone, from_module
 from tangentcl.nn.backbone import PooledTokens
 from tangentcl.nn.vit import Block
+from tangentcl.training import Checkpoints, StageWatcher, StreamResult, TrainingPlan, run_stream
 
 SIDE, TOKENS, WIDTH = 4, 3, 16
 
@@ -33,6 +37,60 @@ class TinyTransformer(nn.Module):
         h = self.drop(self.embed(x))
         h = h + self.o(nn.functional.scaled_dot_product_attention(self.q(h), self.k(h), self.v(h)))
         return (h + self.fc2(nn.functional.gelu(self.fc1(h)))).mean(dim=1)
+
+
+class Killed(Exception):
+    """Nobody waits for this one."""
+
+
+def run_with_stops(
+    build: Callable[[], Method],
+    stream: TaskStream,
+    plan: TrainingPlan,
+    folder: Path,
+    *,
+    stops: Sequence[int] = (),
+    every: int = 1,
+    watchers: Callable[[], Sequence[StageWatcher]] = lambda: (),
+) -> tuple[Method, StreamResult, list[tuple[str, dict[str, Any]]]]:
+    """A run that is killed after so many events, goes on, is killed again, and so on, until it ends.
+
+    Events are returned as a log would have them, without what changes from run to run (times, memory, stops).
+    """
+    log: list[tuple[str, dict[str, Any]]] = []
+    for left in [*stops, None]:
+        heard = iter(range(left) if left is not None else itertools.count())
+
+        def emit(event: str, fields: dict[str, Any], heard: Iterator[int] = heard) -> None:
+            if next(heard, None) is None:
+                raise Killed
+            log.append((event, fields))
+
+        checkpoints = Checkpoints(folder, every=every, outside=lambda: len(log))
+        state = checkpoints.found()
+        del log[0 if state is None else state.newest["outside"] :]
+        method = build()
+        try:
+            result = run_stream(method, stream, plan, emit=emit, checkpoints=checkpoints, watchers=watchers())
+        except Killed:
+            continue
+        break
+    changing = {"seconds", "samples_per_s", "peak_memory_bytes", "backbone_passes"}
+    lasting = [(e, {k: v for k, v in f.items() if k not in changing}) for e, f in log if e != "resumed"]
+    return method, result, lasting
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes what a user keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TANGENTCL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(name="run_with_stops")
+def _run_with_stops() -> Callable[..., Any]:
+    return run_with_stops
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,10 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, mo
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path) -> None:
-    (tmp_path / ".state.abc.part").write_bytes(b"half")
+    (tmp_path / "below").mkdir()
+    for name in (".state.abc.part", "below/.learner.safetensors.x.part"):
+        (tmp_path / name).write_bytes(b"half")
     (tmp_path / "state").write_bytes(b"whole")
     remove_parts(tmp_path)
-    assert os.listdir(tmp_path) == ["state"]
+    assert sorted(os.listdir(tmp_path)) == ["below", "state"]
+    assert not os.listdir(tmp_path / "below")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what `write_whole` left unfinished when its process was killed.
+    """Remove what `write_whole` left unfinished, here and below, when its process was killed.
 
     Only where no one else writes in ``folder``.
     """
-    for path in folder.glob(".*.part"):
+    for path in folder.rglob(".*.part"):
         path.unlink(missing_ok=True)
 
 
@@ -81,7 +82,7 @@ def sealed(content: bytes) -> bytes:
     return len(text).to_bytes(HEADER, "little") + text + data
 
 
-def metadata(content: bytes) -> dict[str, str]:
+def metadata(content: bytes | memoryview) -> dict[str, str]:
     """The metadata of a `sealed` file, after its checksum is checked.
 
     Raises:
@@ -97,12 +98,29 @@ def metadata(content: bytes) -> dict[str, str]:
     return about
 
 
-def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
+def place_of(content: memoryview, names: Sequence[str]) -> dict[str, tuple[int, int, tuple[int, ...]]]:
+    """First byte, end and shape of some tensors in a `sealed` file, after its checksum is checked.
+
+    Raises:
+        Damaged: as `metadata`, or a tensor is not there.
+    """
+    metadata(content)
+    header, data = _parts(content)
+    if missing := [name for name in names if name not in header]:
+        raise Damaged(f"it holds no {missing[0]}")
+    start, places = len(content) - len(data), {}
+    for name in names:
+        first, end = header[name]["data_offsets"]
+        places[name] = (start + first, start + end, tuple(header[name]["shape"]))
+    return places
+
+
+def _parts(content: bytes | memoryview) -> tuple[dict[str, Any], memoryview]:
     size = int.from_bytes(content[:HEADER], "little")
     if len(content) < HEADER or len(content) - HEADER < size:
         raise Damaged(f"it ends after {len(content)} bytes, within its header")
     try:
-        header = json.loads(content[HEADER : HEADER + size])
+        header = json.loads(bytes(content[HEADER : HEADER + size]))
     except ValueError as error:  # of the text or of JSON
         raise Damaged(f"its header cannot be read ({error})") from error
     if not isinstance(header, dict):

@@ -53,7 +53,7 @@ def test_json_is_all_that_is_on_standard_output(here: Path, answer: Answer) -> N
     assert "finished in" in err
     assert json.loads(answer("report", "runs", "--json")[1])["report"] == "runs/report.html"
     assert [row["status"] for row in json.loads(answer("list", "runs", "--json")[1])] == ["done"] * 4
-    for what in ("methods", "streams", "sources"):
+    for what in ("methods", "streams", "data", "sources"):
         assert json.loads(answer("list", what, "--json")[1])[0]["name"]
 
 

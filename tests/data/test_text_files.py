@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tangentcl.data import class_incremental, domain_incremental, load
+from tangentcl.data.text_files import clinc150
 from tangentcl.errors import ConfigError, DataError
 
 ROWS = [{"text": f"sentence {i}, with a comma", "label": "abc"[i % 3], "place": "xy"[i // 6]} for i in range(12)]
@@ -117,7 +118,7 @@ def test_line_separators_inside_texts_are_kept(tmp_path):
     assert load(write(tmp_path / "b.csv", quoted)).train.inputs[0].count("\n") == 1
 
 
-def test_clinc150_layout(tmp_path, monkeypatch):
+def test_clinc150_layout(tmp_path):
     folder = tmp_path / "clinc150"
     folder.mkdir()
     pairs = [[f"say {intent} {i}", intent] for intent in ("translate", "balance") for i in range(3)]
@@ -128,13 +129,12 @@ def test_clinc150_layout(tmp_path, monkeypatch):
         "oos_train": [["x", "oos"]],
     }
     write(folder / "data_full.json", json.dumps(content))
-    monkeypatch.setenv("TANGENTCL_DATA", str(tmp_path))
-    assert load("clinc150").class_names == ("balance", "translate")
+    assert clinc150(folder).class_names == ("balance", "translate")
     write(folder / "domains.json", json.dumps({"travel": ["translate"], "banking": ["balance"]}))
-    source = load("clinc150")
+    source = clinc150(folder)
     assert source.class_names == ("translate", "balance")
     assert [task.name for task in class_incremental(source, groups=True)] == ["travel", "banking"]
     assert len(source.validation) == 2
     write(folder / "data_full.json", json.dumps({"train": pairs}))
     with pytest.raises(DataError, match="train, val and test"):
-        load("clinc150")
+        clinc150(folder)

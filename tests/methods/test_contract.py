@@ -140,6 +140,27 @@ def test_state_round_trip(make: Make, tiny_stream: TaskStream) -> None:
     assert restored.stored_samples == method.stored_samples
 
 
+@pytest.mark.parametrize("every", [0, 1, 4])
+def test_a_run_that_is_stopped_goes_on_to_the_same_numbers(
+    make: Make, tiny_stream: TaskStream, tmp_path: Any, run_with_stops: Callable[..., Any], every: int
+) -> None:
+    plan = dataclasses.replace(PLAN, log_every=3)
+    straight, expected, events = run_with_stops(make, tiny_stream, plan, tmp_path / "straight")
+    stops = [2, 3, 5, 6, 9, 4] if every else [4, 9, 12]
+    method, result, log = run_with_stops(make, tiny_stream, plan, tmp_path / "stopped", stops=stops, every=every)
+    a, b = method.state_dict(), straight.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    np.testing.assert_array_equal(result.matrix, expected.matrix)
+    np.testing.assert_array_equal(result.class_correct, expected.class_correct)
+    for mine, other in zip(result.predictions, expected.predictions, strict=True):
+        assert mine.keys() == other.keys()
+        assert all((mine[k] == other[k]).all() for k in mine)
+    assert log == events
+    trainable = [{name: p.requires_grad for name, p in one.named_parameters()} for one in (method, straight)]
+    assert trainable[0] == trainable[1]
+
+
 def test_learner_file_round_trip(make: Make, tiny_stream: TaskStream, tmp_path: Any) -> None:
     method = _trained(make, tiny_stream)
     save_learner(method, tmp_path)

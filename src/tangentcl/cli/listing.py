@@ -1,4 +1,4 @@
-"""``tangentcl list``: methods, streams, sources and runs by name."""
+"""``tangentcl list``: methods, streams, data sets, sources and runs by name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tangentcl.errors import TangentclError
 if TYPE_CHECKING:
     from tangentcl.records import Record
 
-WHAT = ("methods", "streams", "sources", "runs")
+WHAT = ("methods", "streams", "data", "sources", "runs")
 
 
 def add_parser(commands: Any) -> None:
     """The options of ``tangentcl list``."""
-    parser = commands.add_parser("list", help="list methods, streams, sources, or the runs below a folder")
+    parser = commands.add_parser("list", help="list methods, streams, data sets, or the runs below a folder")
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("paths", nargs="*", type=Path, help="folders with records, for 'runs' (default: runs)")
     parser.add_argument("--json", action="store_true", help="print as JSON")
@@ -32,10 +32,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         if options.paths:
             raise TangentclError(f"'tangentcl list {options.what}' takes no folder; only 'list runs' does")
-        rows = _name_rows(options.what)
+        rows = _data_rows() if options.what == "data" else _name_rows(options.what)
     if options.json:
         print(json.dumps(rows, indent=1))
         return 0
+    if options.what == "data":
+        rows = [_short(row) for row in rows]
     from rich.console import Console
     from rich.table import Table
 
@@ -69,6 +71,50 @@ def _name_rows(what: str) -> list[dict[str, Any]]:
 
         found = dict(STREAMS)
     return [{"name": name, "what": (item.__doc__ or "").strip().splitlines()[0]} for name, item in found.items()]
+
+
+def _data_rows() -> list[dict[str, Any]]:
+    """All that the presets say, and where their data lie on this machine."""
+    from tangentcl.data import PRESETS
+    from tangentcl.data.preset_source import preset_folder
+
+    rows = []
+    for preset in PRESETS.values():
+        usual, folder = preset.splits[0], preset_folder(preset)
+        rows.append(
+            {
+                "name": preset.name,
+                "title": preset.title,
+                "modality": preset.modality,
+                "n_classes": usual.n_classes,
+                "n_train": usual.train,
+                "n_test": usual.test,
+                "n_total": usual.total,
+                "licence": preset.licence,
+                "source": preset.source,
+                "hub": preset.hub or None,
+                "protocol": preset.protocol,
+                "folders": list(preset.folders),
+                "layout": preset.layout,
+                "notes": list(preset.notes),
+                "found": None if folder is None else str(folder),
+                "embedded": not preset.folders,
+            }
+        )
+    return rows
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """What a line of the table has room for."""
+    return {
+        "name": row["name"],
+        "modality": row["modality"],
+        "classes": row["n_classes"],
+        "train": row["n_train"] if row["n_total"] is None else f"{row['n_total']} in all",
+        "test": row["n_test"],
+        "licence": row["licence"],
+        "here": "embedded" if row["embedded"] else "yes" if row["found"] else "no",
+    }
 
 
 def _run_rows(paths: Sequence[Path]) -> list[dict[str, Any]]:

@@ -30,7 +30,19 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--seed", dest="seeds", nargs="+", type=int, metavar="N", help="seeds instead of the file's")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of all records (default: runs)")
-    parser.add_argument("--overwrite", action="store_true", help="run again what is done or has other settings")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="run again, from the beginning, what is done, was stopped or has other settings",
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=int,
+        default=500,
+        metavar="STEPS",
+        help="steps between two states from which a stopped run goes on (default: 500; 0: ends of tasks only)",
+    )
+    parser.add_argument("--no-cache", action="store_true", help="compute features of frozen backbones in every run")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML report")
 
@@ -45,12 +57,20 @@ def run(options: argparse.Namespace) -> int:
     experiment = load_experiment(options.file, settings=options.settings, seeds=options.seeds)
     from tangentcl.experiments.progress import RunProgress
     from tangentcl.experiments.run import run_experiment
+    from tangentcl.nn import FeatureStore
     from tangentcl.records import find_records
     from tangentcl.training.runtime import launched_rank, process_group
 
     progress = RunProgress(Console(stderr=True), len(experiment.methods) * len(experiment.seeds))
     with process_group(), progress:
-        outcomes = run_experiment(experiment, options.out, observe=progress, overwrite=options.overwrite)
+        outcomes = run_experiment(
+            experiment,
+            options.out,
+            observe=progress,
+            overwrite=options.overwrite,
+            checkpoint_every=options.checkpoint_every,
+            features=None if options.no_cache else FeatureStore(),
+        )
     if launched_rank() != 0:
         return 0
     folder = options.out / experiment.name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tangentcl.data.domains import join_domains, permuted, rotated
+from tangentcl.data.preset import PRESETS, Preset
 from tangentcl.data.samples import Samples, Transform
 from tangentcl.data.sources import SOURCES, from_arrays, load
 from tangentcl.data.streams import STREAMS, class_incremental, domain_incremental, few_shot, task_incremental
@@ -11,10 +12,12 @@ from tangentcl.data.task import Task, TaskStream
 from tangentcl.data.transforms import ArrayTransform, ImageTransform, TokenTransform
 
 __all__ = [
+    "PRESETS",
     "SOURCES",
     "STREAMS",
     "ArrayTransform",
     "ImageTransform",
+    "Preset",
     "Samples",
     "Source",
     "Table",

@@ -24,7 +24,7 @@ _MAX_FILES_COMPARED = 100_000
 
 
 @dataclass(frozen=True)
-class _Entry:
+class ImageEntry:
     """One image: path inside the folder or zip file, size in bytes, checksum (zip only)."""
 
     path: str
@@ -78,7 +78,7 @@ def image_splits(path: Path) -> dict[str, Split]:
         entries = _members(path)
     if not entries:
         raise DataError(f"No images in {path}. Expected one folder per class with {', '.join(IMAGE_SUFFIXES[:4])}, ...")
-    splits: dict[str, list[_Entry]] = {}
+    splits: dict[str, list[ImageEntry]] = {}
     classes: dict[str, list[str]] = {}
     prefix = _common_folder([entry.path for entry in entries])
     names = {PurePosixPath(entry.path).relative_to(prefix).parts[0] for entry in entries}
@@ -121,7 +121,7 @@ def encoded_images(path: Path) -> tuple[ImageFiles | ZippedImages, list[str]]:
 class ImageFiles:
     """Images in files, decoded when asked for."""
 
-    def __init__(self, root: Path, entries: Sequence[_Entry]) -> None:
+    def __init__(self, root: Path, entries: Sequence[ImageEntry]) -> None:
         self.root = str(root)
         self.paths = [entry.path for entry in entries]
         self.sizes = [entry.size for entry in entries]
@@ -138,6 +138,11 @@ class ImageFiles:
     def content_keys(self) -> list[Hashable] | None:
         return None if len(self) > _MAX_FILES_COMPARED else [self._read(i) for i in range(len(self))]
 
+    def file_keys(self) -> list[Hashable]:
+        """Name, size and time of change of each file."""
+        stats = [os.stat(os.path.join(self.root, path)) for path in self.paths]
+        return [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats)]
+
     def _read(self, index: int) -> bytes:
         path = os.path.join(self.root, self.paths[index])
         try:
@@ -150,7 +155,7 @@ class ImageFiles:
 class ZippedImages:
     """Images in a zip file, decoded when asked for; every process opens the file for itself."""
 
-    def __init__(self, path: Path, entries: Sequence[_Entry]) -> None:
+    def __init__(self, path: Path, entries: Sequence[ImageEntry]) -> None:
         self.path = str(path)
         self.members = [entry.path for entry in entries]
         self.keys = [(entry.checksum, entry.size) for entry in entries]
@@ -183,7 +188,7 @@ class ZippedImages:
         return self._opened[1]
 
 
-def _inputs(path: Path, entries: Sequence[_Entry]) -> ImageFiles | ZippedImages:
+def _inputs(path: Path, entries: Sequence[ImageEntry]) -> ImageFiles | ZippedImages:
     return ImageFiles(path, entries) if path.is_dir() else ZippedImages(path, entries)
 
 
@@ -192,7 +197,7 @@ def _is_image(path: PurePosixPath) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not hidden
 
 
-def _walk(root: Path) -> list[_Entry]:
+def _walk(root: Path) -> list[ImageEntry]:
     entries, visited = [], set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -207,11 +212,11 @@ def _walk(root: Path) -> list[_Entry]:
         for file in sorted(files):
             path = PurePosixPath(Path(folder, file).relative_to(root).as_posix())
             if _is_image(path):
-                entries.append(_Entry(str(path), os.stat(os.path.join(folder, file)).st_size))
+                entries.append(ImageEntry(str(path), os.stat(os.path.join(folder, file)).st_size))
     return entries
 
 
-def _members(path: Path) -> list[_Entry]:
+def _members(path: Path) -> list[ImageEntry]:
     entries = []
     try:
         with zipfile.ZipFile(path) as archive:
@@ -228,7 +233,7 @@ def _members(path: Path) -> list[_Entry]:
             raise DataError(f"{info.filename!r} in {path} is a link; pack the images themselves.")
         if info.file_size > _MAX_MEMBER_BYTES:
             raise DataError(f"{info.filename!r} in {path} unpacks to {info.file_size} bytes, too much for an image.")
-        entries.append(_Entry(info.filename, info.file_size, info.CRC))
+        entries.append(ImageEntry(info.filename, info.file_size, info.CRC))
     return sorted(entries, key=lambda entry: entry.path)
 
 

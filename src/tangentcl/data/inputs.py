@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Hashable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from tangentcl.errors import DataError
+
+if TYPE_CHECKING:
+    from tangentcl.data.samples import Samples
 
 
 class Inputs(Protocol):
@@ -143,6 +146,20 @@ def content_keys(inputs: Inputs) -> list[Hashable] | None:
     if hasattr(inputs, "content_keys"):
         return inputs.content_keys()
     return [_sample_key(inputs[i]) for i in range(len(inputs))]
+
+
+def identities(samples: Samples) -> list[bytes]:
+    """What tells each sample from others, equal for equal content, so that what was computed of it is found again.
+
+    The content itself, or, where that would mean reading too many files, name, size and time of change of its file.
+    """
+    inputs, positions = samples.table.inputs, samples.positions.tolist()
+    if isinstance(inputs, np.ndarray) and inputs.dtype != object:
+        return [repr(_sample_key(inputs[p])).encode() for p in positions]
+    keys = content_keys(inputs)
+    if keys is None:
+        keys = inputs.file_keys() if hasattr(inputs, "file_keys") else [(digest(inputs), i) for i in range(len(inputs))]
+    return [repr(keys[p]).encode() for p in positions]
 
 
 def _sample_key(raw: Any) -> Hashable:

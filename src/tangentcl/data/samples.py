@@ -21,7 +21,7 @@ class Transform(Protocol):
     def __call__(self, raw: Any, rng: np.random.Generator | None) -> Any:
         """One raw sample -> one item; random only through ``rng``, and without it not random at all."""
 
-    def collate(self, items: list[Any]) -> Tensor | dict[str, Tensor]:
+    def collate(self, items: list[Any]) -> Any:
         """Items -> the batch the backbone eats."""
 
     def describe(self) -> dict[str, Any]:

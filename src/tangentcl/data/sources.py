@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from tangentcl.data.arrays import from_arrays
@@ -11,19 +10,16 @@ from tangentcl.data.digits import digits
 from tangentcl.data.hub import hub
 from tangentcl.data.image_folder import image_folder
 from tangentcl.data.parquet import parquet
+from tangentcl.data.preset import PRESETS
+from tangentcl.data.preset_source import preset_source
 from tangentcl.data.table import Source
-from tangentcl.data.text_files import TEXT_SUFFIXES, clinc150, text_files
+from tangentcl.data.text_files import TEXT_SUFFIXES, text_files
 from tangentcl.errors import ConfigError, DataError, nearest
 
 __all__ = ["SOURCES", "from_arrays", "load"]
 
-# Data sets known by name -> folders under $TANGENTCL_DATA that may hold them.
-SOURCES: dict[str, tuple[str, ...]] = {
-    "digits": (),
-    "clinc150": ("clinc150",),
-    "cifar10": ("cifar10",),
-    "omniglot": ("omniglot", "omniglot_small1"),
-}
+# Data sets known by name -> folders under $TANGENTCL_DATA that may hold them; none = inside the package.
+SOURCES: dict[str, tuple[str, ...]] = {name: preset.folders for name, preset in PRESETS.items()}
 
 
 def load(
@@ -42,9 +38,10 @@ def load(
     """Load a data set.
 
     Args:
-        name: "digits" (embedded); "clinc150", "cifar10" or "omniglot" (under the folder that the environment variable
-            TANGENTCL_DATA names); "hf:NAME" or "hf:PATH" for Hugging Face datasets; or a path: a folder of images, a
-            zip file of one, a Parquet, CSV, TSV, JSON or JSONL file, or a folder with train and test files of one kind.
+        name: a preset, such as "digits" (embedded) or "cifar100" (under the folder that the environment variable
+            TANGENTCL_DATA names; ``tangentcl list data`` prints them all); "hf:NAME" or "hf:PATH" for Hugging Face
+            datasets; or a path: a folder of images, a zip file of one, a Parquet, CSV, TSV, JSON or JSONL file, or a
+            folder with train and test files of one kind.
         text_column, image_column, label_column: columns of a table; None looks for the usual names.
         domain_column: column with the domain of each sample, for domain-incremental streams.
         group_column: column with the group of each sample's class, for tasks by group.
@@ -52,7 +49,8 @@ def load(
         test_share, test_seed: what is held out, class by class, if there is no test split.
 
     Raises:
-        DataError: data that are missing or damaged; the message names the file.
+        DataError: data that are missing or damaged, or a preset with other classes than it should have; the message
+            names the file, and for a preset where the data come from and their licence.
         ConfigError: an unknown name or column, or a setting that this kind of data does not have.
         MissingExtra: Parquet and Hugging Face data sets need the extra "data".
 
@@ -72,38 +70,8 @@ def load(
         refuse_columns(columns, text)
         if text == "digits":
             return digits(test_share=test_share, test_seed=test_seed)
-        return _named(text, test_share, test_seed)
+        return preset_source(PRESETS[text], test_share=test_share, test_seed=test_seed)
     return _from_path(Path(name).expanduser(), columns, test_share, test_seed)
-
-
-def _named(name: str, test_share: float, test_seed: int) -> Source:
-    root = os.environ.get("TANGENTCL_DATA")
-    if not root:
-        raise DataError(
-            f"Where {name} lies is unknown: set the environment variable TANGENTCL_DATA to the folder that contains "
-            f"the folder {SOURCES[name][0]}, or give load the path itself."
-        )
-    folder = next((Path(root, place) for place in SOURCES[name] if Path(root, place).is_dir()), None)
-    if folder is None:
-        raise DataError(f"No folder {' or '.join(SOURCES[name])} in {root}, the folder that TANGENTCL_DATA names.")
-    if name == "clinc150":
-        return clinc150(folder)
-    if name == "cifar10":
-        return parquet(
-            folder,
-            name=name,
-            citation="A. Krizhevsky (2009). Learning Multiple Layers of Features from Tiny Images.",
-        )
-    archives = sorted(folder.glob("*.zip"))
-    return image_folder(
-        archives[0] if archives else folder,
-        name=name,
-        test_share=test_share,
-        test_seed=test_seed,
-        licence="MIT",
-        citation="B. M. Lake, R. Salakhutdinov and J. B. Tenenbaum (2015). Human-level concept learning through "
-        "probabilistic program induction. Science. https://github.com/brendenlake/omniglot",
-    )
 
 
 def _from_path(path: Path, columns: Columns, test_share: float, test_seed: int) -> Source:

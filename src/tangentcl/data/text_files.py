@@ -89,9 +89,6 @@ def clinc150(folder: Path) -> Source:
         splits,
         class_names=None if groups is None else [intent for intents in groups.values() for intent in intents],
         groups=groups,
-        licence="CC BY 3.0",
-        citation="S. Larson et al. (2019). An Evaluation Dataset for Intent Classification and Out-of-Scope "
-        "Prediction. EMNLP. https://github.com/clinc/oos-eval",
     )
 
 

@@ -70,18 +70,34 @@ class RunProgress:
         self._refusal: str | None = None
         self._learned: list[float] = []  # seconds of each task learned
         self._task_began = time.perf_counter()
+        self._share_before: float | None = 0.0  # of the task, done by an earlier process; None: not known yet
         if self._bar is not None:
             self._line = self._bar.add_task(self._title, total=1.0, detail="starting")
 
     def _on_run_started(self, fields: dict[str, Any]) -> None:
         self._n_tasks = int(fields["n_tasks"])
 
+    def _on_resumed(self, fields: dict[str, Any]) -> None:
+        self._n_tasks, self._done = int(fields["n_tasks"]), fields["task"]
+        for note in fields["notes"]:
+            self._say(note)
+        step = f", step {fields['step']}" if fields["step"] else ""
+        self._share_before = None if fields["step"] else 0.0
+        self._show(f"goes on at task {min(self._done + 1, self._n_tasks)}/{self._n_tasks}{step}", True)
+
+    def _on_extracting(self, fields: dict[str, Any]) -> None:
+        self._show(f"features of {fields['done']}/{fields['total']} samples", False)
+
     def _on_skipped(self, fields: dict[str, Any]) -> None:
         self._done = self._n_tasks
         self._show("done before", True)
 
     def _on_task_started(self, fields: dict[str, Any]) -> None:
-        self._done, self._task_share = fields["task"], 0.0  # tasks at which nothing is learned send no event
+        self._done, self._task_share, self._share_before = (
+            fields["task"],
+            0.0,
+            0.0,
+        )  # tasks at which nothing is learned send no event
         self._task_began = time.perf_counter()
         self._show(f"task {fields['task'] + 1}/{self._n_tasks} ({fields['name']}): {fields['n_train']} samples", True)
 
@@ -96,6 +112,8 @@ class RunProgress:
 
     def _on_step(self, fields: dict[str, Any]) -> None:
         self._task_share = fields["step"] / fields["n_steps"]
+        if self._share_before is None:
+            self._share_before, self._task_began = self._task_share, time.perf_counter()
         terms = " ".join(f"{name} {value:.3f}" for name, value in fields["terms"].items())
         self._show(
             f"task {fields['task'] + 1}/{self._n_tasks} epoch {fields['epoch'] + 1} "
@@ -128,10 +146,13 @@ class RunProgress:
     def _eta(self) -> str:
         seconds = 0.0
         later = self._n_tasks - self._done
-        if self._task_share > 0:
+        here = self._task_share - (self._share_before or 0.0)
+        if here > 0:
             spent = time.perf_counter() - self._task_began
-            seconds, later = spent * (1 - self._task_share) / self._task_share, later - 1
-            each = sum(self._learned) / len(self._learned) if self._learned else spent / self._task_share
+            seconds, later = spent * (1 - self._task_share) / here, later - 1
+            each = sum(self._learned) / len(self._learned) if self._learned else spent / here
+        elif not self._learned:
+            return ""
         else:
             each = sum(self._learned) / len(self._learned)
         return f", {duration(round(seconds + later * each))} left"

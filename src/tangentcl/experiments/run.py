@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ from tangentcl.experiments.config import Experiment, MethodEntry, Table
 from tangentcl.experiments.environment import environment
 from tangentcl.experiments.forecast_summary import in_short, task_forecast
 from tangentcl.methods import Method, method_class
-from tangentcl.nn import Backbone
+from tangentcl.nn import Backbone, FeatureStore
 from tangentcl.records import Record, RecordWriter, TaskTheory, is_abandoned
 from tangentcl.records.files import plain
 from tangentcl.training import (
+    Checkpoints,
     Forecasting,
     ForecastOptions,
     Runtime,
@@ -76,6 +78,11 @@ class Run:
     forecast: ForecastOptions | None = None
     theory: TheoryOptions | None = None
 
+    @property
+    def states(self) -> Path:
+        """Where its states lie until it is done."""
+        return self.folder / "checkpoints" / "resume"
+
     def outcome(self, status: str, reason: str | None = None) -> Outcome:
         """How it ended."""
         return Outcome(self.entry.label, self.seed, self.folder, status, reason)
@@ -86,20 +93,29 @@ def ignore(label: str, seed: int, event: str, fields: dict[str, Any]) -> None:
 
 
 def run_experiment(
-    experiment: Experiment, out: str | Path = "runs", *, observe: Observe = ignore, overwrite: bool = False
+    experiment: Experiment,
+    out: str | Path = "runs",
+    *,
+    observe: Observe = ignore,
+    overwrite: bool = False,
+    checkpoint_every: int = 500,
+    features: FeatureStore | None = None,
 ) -> list[Outcome]:
     """Run every method and seed of ``experiment``; records lie in ``out/<experiment>/<label>/seed-<seed>``.
 
-    A run whose record is done with the same settings is skipped. A run that fails is recorded with its reason and does
-    not stop the others. Before the first run starts all tables are checked, every method that has something left to do
-    is constructed once, and every record that is there is compared: a mistake in the last method costs no training.
+    A run whose record is done with the same settings is skipped, one that was stopped goes on from its last state, to
+    the numbers it would have had. A run that fails is recorded with its reason and does not stop the others. Before the
+    first run starts all tables are checked, every method that has something left to do is constructed once, and every
+    record that is there is compared: a mistake in the last method costs no training.
 
     Args:
         experiment: what to run.
         out: folder of all records.
         observe: called with label, seed, event and fields, in the main process only; ``"skipped"`` for a run that was
             done before.
-        overwrite: run again what is done or was made with other settings.
+        overwrite: run again, from the beginning, what is done, was stopped or was made with other settings.
+        checkpoint_every: steps between two states within a task; 0 keeps those at the ends of tasks only.
+        features: where features of frozen backbones are kept; None computes them in every run, at every evaluation.
 
     Raises:
         ConfigError: a table that cannot be used, or a record made with other settings (the difference is named).
@@ -108,7 +124,7 @@ def run_experiment(
     """
     runs = _planned(experiment, Path(out))
     runtime = Runtime(device=runs[0].plan.device, precision=runs[0].plan.precision)
-    finished = [not overwrite and _is_done(run.folder, run.settings) for run in runs] if runtime.is_main else []
+    finished = [not overwrite and _is_done(run) for run in runs] if runtime.is_main else []
     finished = json.loads(runtime.agree(json.dumps(finished)) or "[]")
     left = {run.entry.slug: run for run, done in zip(runs, finished, strict=True) if not done}
     for run in left.values():
@@ -116,10 +132,11 @@ def run_experiment(
     outcomes = []
     for run, done in zip(runs, finished, strict=True):
         if not done:
-            outcomes.append(_run_one(experiment, run, observe, overwrite))
+            outcomes.append(_run_one(experiment, run, observe, overwrite, checkpoint_every, features))
             continue
         outcomes.append(run.outcome("skipped"))
         if runtime.is_main:
+            Checkpoints(run.states).clear()  # which a run that is killed with its last word leaves
             observe(run.entry.label, run.seed, "skipped", {})
     return outcomes
 
@@ -159,36 +176,49 @@ def _prepared(experiment: Experiment, run: Run) -> tuple[Backbone, Method, TaskS
     return features, build_method(run.settings["method"], features, run.seed), ready
 
 
-def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool) -> Outcome:
+def _run_one(
+    experiment: Experiment, run: Run, observe: Observe, overwrite: bool, every: int, store: FeatureStore | None
+) -> Outcome:
     runtime = Runtime(device=run.plan.device, precision=run.plan.precision)
     features, method, ready = _prepared(experiment, run)
     about = environment(features, ready, run.plan, runtime, experiment.seeds)
     about["published"] = [result.describe() for result in experiment.published]
-    writer = RecordWriter(run.folder, run.settings, about, overwrite=overwrite) if runtime.is_main else None
+    states = Checkpoints(run.states, every=every, outside=lambda: None if writer is None else writer.position())
+    if overwrite and runtime.is_main:
+        states.clear()
+    runtime.agree("states are cleared")
+    state = states.found()
+    go_on = None if state is None else state.newest["outside"]
+    writer: RecordWriter | None = None
+    if runtime.is_main:
+        writer = RecordWriter(run.folder, run.settings, about, overwrite=overwrite, go_on=go_on)
 
     def emit(event: str, fields: dict[str, Any]) -> None:
-        if writer is not None:
+        if writer is not None and not states.replaying:
             writer.event(event, fields)
             observe(run.entry.label, run.seed, event, fields)
 
-    checkpoints = run.folder / "checkpoints"
-    if writer is not None:
-        remove_learners(checkpoints)
+    learners = run.folder / "checkpoints"
+    if writer is not None and state is None:
+        remove_learners(learners)
     watchers: list[StageWatcher] = []
     if run.theory is not None:
         watchers.append(_theory(run.theory, ready, writer))
     if experiment.save == "tasks":
-        watchers.append(LearnerKeeper(checkpoints))
-    watchers.append(MomentsWriter(run.folder))
+        watchers.append(LearnerKeeper(learners))
+    watchers.append(MomentsWriter(run.folder, clear=state is None))
     if run.forecast is not None:  # last, so next to training: it counts the seconds between its two looks
         watchers.append(_forecasting(run.forecast, ready, writer, emit))
     try:
-        result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers)
+        if store is not None and method.reads_features:
+            ready = _known(store, ready, features, run.plan, runtime, emit)
+        result = run_stream(method, ready, run.plan, runtime=runtime, emit=emit, watchers=watchers, checkpoints=states)
         if writer is not None:
             write_accuracy(writer, ready, result)
             if experiment.save:
-                save_learner(method, checkpoints)
+                save_learner(method, learners)
             writer.finish("done")
+            states.clear()
     except (KeyboardInterrupt, SystemExit) as error:
         if writer is not None:
             asked = "stopped by the user" if isinstance(error, KeyboardInterrupt) else f"the program exited ({error})"
@@ -207,6 +237,25 @@ def _run_one(experiment: Experiment, run: Run, observe: Observe, overwrite: bool
             raise  # the other processes may be waiting for this one
         return run.outcome("failed", reason)
     return run.outcome("done")
+
+
+def _known(
+    store: FeatureStore, stream: TaskStream, backbone: Backbone, plan: TrainingPlan, runtime: Runtime, emit: Emit
+) -> TaskStream:
+    """The stream with features from the store, which computes those that it does not have."""
+    began, before = time.perf_counter(), backbone.passes
+    backbone.to(runtime.device)
+
+    def say(done: int, total: int) -> None:
+        emit("extracting", {"done": done, "total": total})
+
+    keywords: dict[str, Any] = {"precision": plan.precision, "batch_size": plan.eval_batch_size, "say": say}
+    found = store.stream(stream, backbone, autocast=runtime.autocast, **keywords)
+    passes = backbone.passes - before
+    n = sum(len(task.train) + len(task.test) for task in stream)
+    if found is not None:
+        emit("features", {"n": n, "backbone_passes": passes, "seconds": time.perf_counter() - began})
+    return found or stream
 
 
 def _forecasting(options: ForecastOptions, stream: TaskStream, writer: RecordWriter | None, emit: Emit) -> Forecasting:
@@ -256,34 +305,35 @@ def write_accuracy(writer: RecordWriter, stream: TaskStream, result: StreamResul
     )
 
 
-def _is_done(folder: Path, settings: Table) -> bool:
-    """Whether ``folder`` holds the finished record of these settings.
+def _is_done(run: Run) -> bool:
+    """Whether the folder of a run holds its finished record.
 
     Raises:
-        ConfigError: it holds the finished record of other settings.
+        ConfigError: it holds a record of other settings that is finished, or that could be continued.
         RecordError: it holds a damaged record, or one that is just being written.
     """
-    if not (folder / "status.json").exists():
+    if not (run.folder / "status.json").exists():
         return False
+    stopped = Checkpoints(run.states).found() is not None
     try:
-        if is_abandoned(folder):
-            return False
-        record = Record.read(folder)
+        abandoned = is_abandoned(run.folder)
+        if abandoned and not stopped:
+            return False  # whatever else of it there is
+        record = Record.read(run.folder)
     except RecordError as error:
         raise RecordError(f"{error} -- Repeat with --overwrite to replace that record.") from error
-    if record.status.status == "running":
+    if record.status.status == "running" and not abandoned:
         raise RecordError(
-            f"another run is writing {folder}. Wait for it or stop it; if there is none, repeat with --overwrite."
+            f"another run is writing {run.folder}. Wait for it or stop it; if there is none, repeat with --overwrite."
         )
-    if record.status.status != "done":
-        return False
-    differences = difference(dict(record.config), plain(settings))
+    done = record.status.status == "done"
+    differences = difference(dict(record.config), plain(run.settings)) if done or stopped else []
     if differences:
         raise ConfigError(
-            f"{folder} holds a finished run with other settings: {'; '.join(differences)}. "
-            f"Give the experiment or the method another name, or run with --overwrite."
+            f"{run.folder} holds a {'finished' if done else 'stopped'} run with other settings: "
+            f"{'; '.join(differences)}. Give the experiment or the method another name, or run with --overwrite."
         )
-    return True
+    return done
 
 
 def difference(before: Table, after: Table, prefix: str = "") -> list[str]:

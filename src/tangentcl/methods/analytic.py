@@ -95,6 +95,11 @@ class Analytic(Method):
         features, labels = extract_features(self.backbone, seen)
         self.head.fit_task(features.to(self.backbone.device), labels)
 
+    @property
+    def reads_features(self) -> bool:
+        """Without a first session."""
+        return self.first_session == "off"
+
     def predict(self, x: Batch) -> Tensor:
         """Scores of the head, ``[B, n_seen]``."""
         return self.head(self.backbone(x))

@@ -84,6 +84,11 @@ class Finetune(Method):
     def end_task(self, task: Task) -> None:
         """Nothing is consolidated: this is what the protected methods are compared with."""
 
+    @property
+    def reads_features(self) -> bool:
+        """With ``tune = "head"``."""
+        return self.tune == "head"
+
     def predict(self, x: Batch) -> Tensor:
         """Logits over all classes seen so far, ``[B, n_seen]``."""
         return self.head(self.backbone(x))

@@ -77,6 +77,11 @@ class Joint(Method):
     def end_task(self, task: Task) -> None:
         """Nothing to consolidate."""
 
+    @property
+    def reads_features(self) -> bool:
+        """As the learner inside."""
+        return self.learner.reads_features
+
     def predict(self, x: Batch) -> Tensor:
         """Logits over all classes seen so far, ``[B, n_seen]``."""
         return self.learner.predict(x)

@@ -68,6 +68,14 @@ class Method(nn.Module, ABC):
         return self.predict(x)
 
     @property
+    def reads_features(self) -> bool:
+        """Whether samples are seen through a backbone alone that nothing changes.
+
+        Then features that were computed once may stand for them, see `tangentcl.nn.FeatureStore`.
+        """
+        return False
+
+    @property
     def stored_samples(self) -> int:
         """Number of training samples of past tasks held at the moment."""
         return 0

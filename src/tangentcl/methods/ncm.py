@@ -41,6 +41,11 @@ class NCM(Method):
         device = self.head.sums.device
         self.head.update(features.to(device), labels.to(device))
 
+    @property
+    def reads_features(self) -> bool:
+        """Always."""
+        return True
+
     def predict(self, x: Batch) -> Tensor:
         """Similarity to every prototype, ``[B, n_seen]``."""
         return self.head(self.backbone(x))

@@ -104,6 +104,11 @@ class Replay(Method):
             rows.append(torch.stack([c.expand_as(chosen), torch.full_like(chosen, task.index), chosen], dim=1))
         return torch.cat(rows)
 
+    @property
+    def reads_features(self) -> bool:
+        """As the learner inside."""
+        return self.learner.reads_features
+
     def predict(self, x: Batch) -> Tensor:
         """Logits over all classes seen so far, ``[B, n_seen]``."""
         return self.learner.predict(x)

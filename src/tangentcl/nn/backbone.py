@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentcl.errors import ModelError, nearest
+from tangentcl.nn.known import KnownFeatures
 from tangentcl.nn.pooling import check_pooling, pool_image
 from tangentcl.nn.weights import load_weights, tensor_digest, tensor_digests, weights_sha256
 
@@ -66,7 +67,8 @@ class Backbone(nn.Module):
     """A pre-trained model with one way in and one way out: batch -> features [B, width]; made in evaluation mode.
 
     Made by :func:`backbone` or :func:`from_module`; final, to change it wrap the model. ``features(model, batch)`` is
-    called with the current ``model``, so adapters that replace ``model`` are seen.
+    called with the current ``model``, so adapters that replace ``model`` are seen. `KnownFeatures` are handed on.
+    ``passes`` counts the samples that went through it.
 
     Shapes: images [B, 3, H, W], or texts ``{"input_ids": [B, N], "attention_mask": [B, N]}`` -> [B, width].
 
@@ -94,9 +96,13 @@ class Backbone(nn.Module):
         self.eval_transform = eval_transform
         self._sample = sample
         self._pretrained = tensor_digests(model)
+        self.passes = 0
         self.eval()
 
-    def forward(self, x: Batch) -> Tensor:
+    def forward(self, x: Batch | KnownFeatures) -> Tensor:
+        if isinstance(x, KnownFeatures):
+            return x.features
+        self.passes += len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
         features = self.features(self.model, x)
         if features.ndim != 2 or features.shape[1] != self.width:
             raise ModelError(f"expected features [B, {self.width}] from {self.card.name}, got {tuple(features.shape)}.")
@@ -157,13 +163,13 @@ def train_where_trainable(module: nn.Module, parent: bool = False) -> None:
         train_where_trainable(child, module.training)
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Any, device: torch.device) -> Any:
     """A tensor or a dictionary of tensors on another device.
 
     >>> to_device({"a": torch.zeros(1)}, torch.device("cpu"))
     {'a': tensor([0.])}
     """
-    if isinstance(batch, Tensor):
+    if isinstance(batch, (Tensor, KnownFeatures)):
         return batch.to(device, non_blocking=True)
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 

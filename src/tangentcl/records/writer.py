@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -13,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from ..errors import RecordError
+from ..files import remove_parts
 from .accuracy import Accuracy
 from .files import atomic_write, hold, is_held, plain, read_json, refused, write_json, write_toml
 from .forecasts import TaskForecast, remove_forecasts, write_forecast
@@ -35,6 +37,7 @@ class RecordWriter:
             so keys with value None are left out.
         environment: versions, device, protocol; non-finite numbers become null.
         overwrite: replace a record that is done, or damaged, or ``running`` where locks do not tell whether it is.
+        go_on: `position` of an earlier writer of this folder: its record is continued from there, later events go.
 
     Raises:
         RecordError: the folder holds a record that is done or running, or cannot be written; with the system's reason.
@@ -53,6 +56,7 @@ class RecordWriter:
         environment: Mapping[str, Any],
         *,
         overwrite: bool = False,
+        go_on: Mapping[str, Any] | None = None,
     ) -> None:
         self.folder = Path(folder)
         config, environment = (
@@ -73,6 +77,10 @@ class RecordWriter:
         except OSError as error:
             raise refused("write", path, error) from error
         hold(self._events, path)
+        remove_parts(self.folder)
+        if go_on is not None:
+            self._go_on(go_on)
+            return
         self._write_status("running", None)
         try:
             self._events.truncate(0)
@@ -83,6 +91,34 @@ class RecordWriter:
         remove_theory(self.folder)
         write_toml(self.folder / "config.toml", config)
         write_json(self.folder / "environment.json", environment)
+
+    def _go_on(self, place: Mapping[str, Any]) -> None:
+        path = self.folder / "events.jsonl"
+        if (size := path.stat().st_size) < place["events"]:
+            raise RecordError(
+                f"{path} is damaged: it holds {size} bytes where the run had written {place['events']} when its state "
+                "was kept. Start afresh with --overwrite."
+            )
+        self._started = datetime.fromisoformat(read_json(self.folder / "status.json")["started"])
+        self._clock -= place["clock"]
+        self._write_status("running", None)
+        try:
+            self._events.truncate(place["events"])
+        except OSError as error:
+            raise refused("write", path, error) from error
+
+    def position(self) -> dict[str, Any]:
+        """Where the record stands, for ``go_on``; what was written before is on the disk.
+
+        Raises:
+            RecordError: the disk refuses.
+        """
+        try:
+            self._events.flush()
+            os.fsync(self._events.fileno())
+        except OSError as error:
+            raise refused("write", self.folder / "events.jsonl", error) from error
+        return {"events": os.fstat(self._events.fileno()).st_size, "clock": time.monotonic() - self._clock}
 
     def event(self, event: str, fields: Mapping[str, Any] | None = None) -> None:
         """Append one line to ``events.jsonl`` with ``t``, the seconds since the start, and flush it.

@@ -6,12 +6,14 @@ from tangentcl.training.loop import TaskFit
 from tangentcl.training.moments import MomentsWriter, load_moments, save_moments
 from tangentcl.training.plan import TrainingPlan
 from tangentcl.training.recipe import recipe, recipe_notes
+from tangentcl.training.resume import Checkpoints
 from tangentcl.training.runtime import Runtime, process_group
 from tangentcl.training.stage import Stage, StageWatcher
 from tangentcl.training.stream import StreamResult, run_stream
 from tangentcl.training.theory import StageTheory, TheoryOptions, TheoryReport
 
 __all__ = [
+    "Checkpoints",
     "ForecastOptions",
     "Forecasting",
     "MomentsWriter",

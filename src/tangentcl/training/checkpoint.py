@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -76,16 +76,25 @@ def load_learner(method: Method, folder: str | Path) -> Method:
         raise ModelError(f"there is no trained learner at {path}; was it saved (save = true)?") from error
     except Exception as error:  # safetensors raises its own type for a damaged file
         raise ModelError(f"{path} is damaged: {error}") from error
+    return load_tensors(method, tensors, str(path))
+
+
+def load_tensors(method: Method, tensors: Mapping[str, Tensor], where: str) -> Method:
+    """Load `learned_tensors` into a method that was constructed and led through ``begin_task`` alike.
+
+    Raises:
+        ModelError: tensors of another method, stream or backbone, which ``where`` holds.
+    """
     here = method.state_dict()
     if unknown := sorted(set(tensors) - set(here)):
-        raise ModelError(f"{path} holds {len(unknown)} unknown tensors, among them {unknown[:3]}: another method?")
+        raise ModelError(f"{where} holds {len(unknown)} unknown tensors, among them {unknown[:3]}: another method?")
     own = {key for key, value in here.items() if isinstance(value, Tensor) and not _is_pretrained(method, key)}
     if missing := sorted(own - set(tensors)):
-        raise ModelError(f"{path} lacks {len(missing)} tensors, among them {missing[:3]}: another method or options?")
+        raise ModelError(f"{where} lacks {len(missing)} tensors, among them {missing[:3]}: another method or options?")
     free = {f"{prefix}.{name}" for prefix, module in method.named_modules() for name in getattr(module, "free", ())}
     for key, value in tensors.items():  # free: shapes that follow from what was seen
         if value.shape != here[key].shape and key not in free and not key.endswith("_extra_state"):
-            raise ModelError(f"{path}: {key} has shape {tuple(value.shape)}, here it is {tuple(here[key].shape)}")
+            raise ModelError(f"{where}: {key} has shape {tuple(value.shape)}, here it is {tuple(here[key].shape)}")
     with torch.no_grad():
         method.load_state_dict({**here, **tensors})
     return method

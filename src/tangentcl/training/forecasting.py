@@ -180,6 +180,15 @@ class Forecasting:
             self._errors[_form(found)] = max(quality.relative_error, self._errors.get(_form(found), 0.0))
         self._keep(dataclasses.replace(found, old=old, new=new, training_seconds=seconds))
 
+    def state_dict(self) -> dict[str, Any]:
+        """Which tasks were learned, and how far forecasts were off."""
+        return {"past": [task.index for task in self._past], "errors": dict(self._errors)}
+
+    def load_state_dict(self, state: dict[str, Any], tasks: Sequence[Task]) -> None:
+        """Go on from `state_dict`; earlier forecasts are not in `made`."""
+        self._past = [tasks[index] for index in state["past"]]
+        self._errors = dict(state["errors"])
+
     def _truth(self, outlook: Outlook | None, stage: Stage) -> Outlook | None:
         return None if outlook is None else outlook.learned(_scores(stage, outlook.samples.samples))
 

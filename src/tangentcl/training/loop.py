@@ -14,9 +14,11 @@ from tangentcl.data import Samples, Task
 from tangentcl.errors import ConfigError, NonFiniteLoss
 from tangentcl.methods import Method
 from tangentcl.nn import Backbone
+from tangentcl.training.checkpoint import learned_tensors, load_tensors
 from tangentcl.training.order import BatchOrder, derived_seed, epoch_batches
 from tangentcl.training.plan import TrainingPlan
 from tangentcl.training.runtime import Runtime
+from tangentcl.training.state_file import generators, set_generators
 
 Emit = Callable[[str, dict[str, Any]], None]  # name of an event and its fields
 
@@ -69,8 +71,11 @@ class TaskFit:
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate's wrapper hides the real one
 
-    def run(self, stop_at: int | None = None) -> int:
+    def run(self, stop_at: int | None = None, after_step: Callable[[TaskFit], None] = lambda fit: None) -> int:
         """Train to the end of the task, or until ``stop_at`` steps are done; returns the number of steps done.
+
+        Args:
+            after_step: called after each step, when `state_dict` may be taken.
 
         Raises:
             NonFiniteLoss: names the term, the task and the step.
@@ -84,6 +89,7 @@ class TaskFit:
             for weights, batches in windows:
                 self._train_step(weights, batches)
                 self._report(epoch)
+                after_step(self)
                 if self.step >= stop:
                     break
         return self.step
@@ -165,29 +171,30 @@ class TaskFit:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the remaining steps depend on."""
-        device = self.runtime.device
+        """Everything that the remaining steps depend on, beside the pre-trained weights: tensors and plain values."""
+        schedule = {**self.schedule.state_dict(), "lr_lambdas": [None]}  # it follows from the plan
         return {
             "step": self.step,
-            "method": copy.deepcopy(self.method.state_dict()),
+            "method": copy.deepcopy(learned_tensors(self.method)),
             "optimizer": copy.deepcopy(self._plain_optimizer().state_dict()),
-            "schedule": copy.deepcopy(self.schedule.state_dict()),
+            "schedule": copy.deepcopy(schedule),
             "scaler": self.runtime.scaler_state,
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "generators": generators(self.runtime.device),
             "names": list(self._names),
             "pending": [value.clone() for value in self._pending],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict` of a fit with the same method, task, samples and plan."""
-        self.method.load_state_dict(state["method"])
+        """Continue from `state_dict` of a fit with the same method, task, samples and plan.
+
+        Raises:
+            ModelError: tensors of another method.
+        """
+        load_tensors(self.method, state["method"], f"the state of task {self.task.index} at step {state['step']}")
         self._plain_optimizer().load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.runtime.scaler_state = state["scaler"]
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.runtime.device)
+        set_generators(state["generators"], self.runtime.device)
         self._names = list(state["names"])
-        self._pending = [value.clone() for value in state["pending"]]
+        self._pending = [value.clone().to(self.runtime.device) for value in state["pending"]]
         self.step = int(state["step"])

@@ -107,18 +107,23 @@ def _together(own: TaskMoments) -> TaskMoments:
 class MomentsWriter:
     """A `StageWatcher` that saves the moments of every task when it was learned, see `save_moments`.
 
-    What an earlier run left in the folder is removed first.
-
     Args:
         folder: of the record.
+        clear: whether what an earlier run left in the folder is removed first.
         sketch, k, layers_k: as for `save_moments`.
     """
 
     def __init__(
-        self, folder: str | Path, *, sketch: str = "low_rank_diagonal", k: int = 64, layers_k: int = 32
+        self,
+        folder: str | Path,
+        *,
+        clear: bool = True,
+        sketch: str = "low_rank_diagonal",
+        k: int = 64,
+        layers_k: int = 32,
     ) -> None:
         self.folder, self.sketch, self.k, self.layers_k = folder, sketch, k, layers_k
-        self._cleared = False
+        self._cleared = not clear
 
     def before(self, stage: Stage) -> None:
         """Nothing: the moments are of what the task leaves behind."""

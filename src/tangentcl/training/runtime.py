@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentcl.errors import ConfigError
+from tangentcl.nn.known import KnownFeatures
 
 _MIXED = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -57,7 +58,7 @@ class Runtime:
 
     def to_device(self, batch: Any) -> Any:
         """A tensor, or a mapping or sequence of tensors, on this process's device."""
-        if isinstance(batch, Tensor):
+        if isinstance(batch, (Tensor, KnownFeatures)):
             return batch.to(self.device, non_blocking=True)
         if isinstance(batch, dict):
             return {key: self.to_device(value) for key, value in batch.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -53,3 +54,14 @@ class StageWatcher(Protocol):
 
     def after(self, stage: Stage) -> None:
         """After ``end_task``, before the evaluation."""
+
+
+@runtime_checkable
+class RemembersTasks(Protocol):
+    """A `StageWatcher` that needs something of earlier tasks when a run goes on after a stop."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it needs, after a task: tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any], tasks: Sequence[Task]) -> None:
+        """Go on from `state_dict`; ``tasks`` are all of the stream."""

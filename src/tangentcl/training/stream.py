@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from tangentcl.training.evaluate import count_correct, predicted_classes
 from tangentcl.training.loop import Emit, TaskFit
 from tangentcl.training.memory import peak_memory_bytes, reset_peak_memory
 from tangentcl.training.plan import TrainingPlan
+from tangentcl.training.resume import Checkpoints, go_on
 from tangentcl.training.runtime import Runtime
 from tangentcl.training.stage import Stage, StageWatcher, begin
 
@@ -60,6 +62,17 @@ class StreamResult:
             class_total=total,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs, as tensors."""
+        rows = [{k: torch.from_numpy(found) for k, found in row.items()} for row in self.predictions]
+        matrices = {"matrix": torch.from_numpy(self.matrix), "class_correct": torch.from_numpy(self.class_correct)}
+        return {**matrices, "predictions": rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict` of the same stream."""
+        self.matrix, self.class_correct = state["matrix"].numpy().copy(), state["class_correct"].numpy().copy()
+        self.predictions = [{k: found.numpy().copy() for k, found in row.items()} for row in state["predictions"]]
+
     def __str__(self) -> str:
         """The accuracy matrix in percent, see `tangentcl.metrics.matrix_text`."""
         return metrics.matrix_text(self.matrix, self.n_test)
@@ -81,6 +94,7 @@ def run_stream(
     runtime: Runtime | None = None,
     emit: Emit = ignore,
     watchers: Sequence[StageWatcher] = (),
+    checkpoints: Checkpoints | None = None,
 ) -> StreamResult:
     """Train ``method`` on every task of ``stream`` in order and evaluate it after each.
 
@@ -95,6 +109,8 @@ def run_stream(
         emit: called with the name and the fields of every event (they are listed in ``docs/training.md``).
         watchers: look on before and after each task that something is learned of, such as `Forecasting`. They nest:
             the last one looks last before a task and first after it.
+        checkpoints: where states of the run are kept. If one is there, the run goes on from it, to the same numbers as
+            if it had never been stopped; method, stream and plan have to be made as they were.
 
     Raises:
         NonFiniteLoss, DataError, ConfigError, ModelError: with task and step where they apply.
@@ -107,19 +123,37 @@ def run_stream(
     stream = with_backbone_transforms(stream, method)
     method.to(runtime.device)
     result = StreamResult.empty(stream)
-    began = time.perf_counter()
-    emit("run_started", {"n_tasks": len(stream), "n_classes": stream.n_classes})
+    if checkpoints is None:
+        state = None
+    else:
+        state = go_on(checkpoints, method, stream, plan, runtime, watchers)
+        emit = checkpoints.audible(emit)
+    first, began = 0, time.perf_counter()
+    passed = sum(module.passes for module in method.modules() if isinstance(module, Backbone))
+    if state is None:
+        emit("run_started", {"n_tasks": len(stream), "n_classes": stream.n_classes})
+    else:
+        if state.after is not None:
+            result.load_state_dict(state.after["result"])
+            first, began = state.after["task"] + 1, began - state.after["seconds"]
+        emit("resumed", {"n_tasks": len(stream), "task": first, "step": state.step, "notes": list(state.notes)})
     try:
-        for task in stream:
-            if not learn_task(method, task, plan, runtime, emit, watchers):
-                result.predictions.append({})
-                continue
-            evaluate_stage(method, stream, task.index, result, plan, runtime, emit)
+        with nullcontext() if checkpoints is None or runtime.world > 1 else checkpoints.stopping.listening():
+            for task in stream.tasks[first:]:
+                within = state.within if state is not None and task.index == first else None
+                if learn_task(method, task, plan, runtime, emit, watchers, checkpoints, within):
+                    evaluate_stage(method, stream, task.index, result, plan, runtime, emit)
+                else:
+                    result.predictions.append({})
+                if checkpoints is not None:
+                    found, seconds = result.state_dict(), time.perf_counter() - began
+                    checkpoints.task_done(task.index, method, watchers, runtime, result=found, seconds=seconds)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if not isinstance(error, TangentclError):
             explain_wrong_input(method, stream, runtime, error)
         raise
-    emit("run_finished", {"seconds": time.perf_counter() - began})
+    passes = sum(module.passes for module in method.modules() if isinstance(module, Backbone)) - passed
+    emit("run_finished", {"seconds": time.perf_counter() - began, "backbone_passes": passes})
     return result
 
 
@@ -170,9 +204,18 @@ def learn_task(
     runtime: Runtime,
     emit: Emit,
     watchers: Sequence[StageWatcher] = (),
+    checkpoints: Checkpoints | None = None,
+    within: dict[str, Any] | None = None,
 ) -> bool:
-    """One task without evaluation; whether anything was learned (see `Method.training_samples`)."""
+    """One task without evaluation; whether anything was learned (see `Method.training_samples`).
+
+    Args:
+        checkpoints: where states within the task are kept. within: the one to go on from; until it is reached,
+            everything happens as it did, and nothing is emitted.
+    """
     began = time.perf_counter()
+    if checkpoints is not None:
+        checkpoints.replaying = within is not None
     begin(method, task, plan.seed)
     method.to(runtime.device)
     with runtime.autocast():
@@ -194,7 +237,10 @@ def learn_task(
     steps = 0
     if any(p.requires_grad for p in method.parameters()):
         fit = TaskFit(method, task, samples, plan, runtime, emit)
-        steps = fit.run()
+        if within is not None:
+            fit.load_state_dict({**within["fit"], "generators": within["fit"]["generators"][runtime.rank]})
+            began -= within["seconds"]
+        steps = fit.run() if checkpoints is None else _kept(fit, checkpoints, began)
     method.eval()
     with runtime.autocast():
         method.end_task(task)
@@ -213,6 +259,13 @@ def learn_task(
     for watcher in reversed(watchers):
         watcher.after(stage)
     return True
+
+
+def _kept(fit: TaskFit, checkpoints: Checkpoints, began: float) -> int:
+    """`TaskFit.run` with states kept on the way."""
+    checkpoints.replaying = False
+    with checkpoints.stopping.waiting():
+        return fit.run(after_step=lambda fit: checkpoints.step_done(fit, time.perf_counter() - began))
 
 
 def evaluate_stage(

@@ -171,6 +171,14 @@ class TheoryReport:
         self.made.append(theory)
         self.report(theory)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The theory's own head, and the spaces that past tasks left."""
+        return {"head": self._head, "past": [past.state_dict() for past in self._past]}
+
+    def load_state_dict(self, state: dict[str, Any], tasks: Sequence[Task]) -> None:
+        """Go on from `state_dict`; earlier quantities are not in `made`."""
+        self._head, self._past = state["head"], [PastTask.restored(past) for past in state["past"]]
+
     def _looked(self, stage: Stage) -> _Look:
         options, task = self.options, stage.task
         extractor = feature_extractor(stage.method)

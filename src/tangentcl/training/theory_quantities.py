@@ -73,6 +73,19 @@ class PastTask:
     predicted: float
     head: float | None
 
+    def state_dict(self) -> dict[str, Any]:
+        """As tensors and plain values."""
+        moments = self.space.moments
+        tensors = {name: getattr(self.space, name) for name in ("matrix", "centred", "directions")}
+        kept = {"header": moments.header, "tensors": moments.tensors(), "space": tensors}
+        return {**kept, "predicted": self.predicted, "head": self.head}
+
+    @staticmethod
+    def restored(state: dict[str, Any]) -> PastTask:
+        """From `state_dict`."""
+        space = Space(TaskMoments.restored(state["header"], state["tensors"]), **state["space"])
+        return PastTask(space, state["predicted"], state["head"])
+
 
 def space_of(
     features: Tensor, labels: Tensor, *, sketch: str, k: int, energy: float, rank: int, task: int, name: str
@@ -86,7 +99,7 @@ def space_of(
     kind = sketch if sketch != "auto" else "exact" if features.shape[1] <= EXACT else "low_rank_diagonal"
     moments = TaskMoments.empty(features.shape[1], sketch=kind, k=k, task=task, name=name)
     moments.add(features, labels)
-    matrix, centred = moments.features.matrix()[:-1, :-1], centred_moment([moments])
+    matrix, centred = moments.features.matrix()[:-1, :-1].contiguous(), centred_moment([moments])
     return Space(moments, matrix, centred, main_directions(centred, energy=energy, most=rank))
 
 
