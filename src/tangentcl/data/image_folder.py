@@ -101,9 +101,9 @@ def image_splits(path: Path) -> dict[str, Split]:
     }
 
 
-def image_entry(path: Path) -> _Entry:
+def image_entry(path: Path) -> ImageEntry:
     """One image file, for `ImageFiles` of its folder."""
-    return _Entry(path.name, path.stat().st_size)
+    return ImageEntry(path.name, path.stat().st_size)
 
 
 def encoded_images(path: Path) -> tuple[ImageFiles | ZippedImages, list[str]]:
