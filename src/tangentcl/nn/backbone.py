@@ -102,7 +102,8 @@ class Backbone(nn.Module):
     def forward(self, x: Batch | KnownFeatures) -> Tensor:
         if isinstance(x, KnownFeatures):
             return x.features
-        self.passes += len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
+        if not torch.compiler.is_compiling():  # a length asked for in tracing would stand for every later batch's
+            self.passes += len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
         features = self.features(self.model, x)
         if features.ndim != 2 or features.shape[1] != self.width:
             raise ModelError(f"expected features [B, {self.width}] from {self.card.name}, got {tuple(features.shape)}.")
