@@ -32,9 +32,21 @@ ALLOWED = {
     "methods": {"losses", "heads", "theory", "nn", "data"},
     "training": {"theory", "forecast", "kernels", "linalg", "methods", "nn", "data", "metrics"},
     "experiments": {"training", "forecast", "methods", "nn", "data", "metrics", "records", "reports"},
+    "serving": {"experiments", "training", "methods", "nn", "data", "records"},
     "pretraining": {"nn", "data"},
-    "cli": {"experiments", "training", "methods", "forecast", "nn", "data", "records", "reports", "metrics"},
-    "__init__": {"data", "nn", "kernels", "forecast", "methods", "training", "experiments", "metrics", "records"},
+    "cli": {"serving", "experiments", "training", "methods", "forecast", "nn", "data", "records", "reports", "metrics"},
+    "__init__": {
+        "serving",
+        "data",
+        "nn",
+        "kernels",
+        "forecast",
+        "methods",
+        "training",
+        "experiments",
+        "metrics",
+        "records",
+    },
     "__main__": {"cli"},
 }
 

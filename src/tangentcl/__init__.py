@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     )
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
+    from tangentcl.serving import Predictor, export_run, load_predictor
     from tangentcl.training import StreamResult, TrainingPlan, run_stream
     from tangentcl.training.moments import load_moments
     from tangentcl.training.recipe import recipe
@@ -91,6 +92,7 @@ _ROOMS = {
     "experiments": "load_experiment Experiment",
     "experiments.run": "run_experiment",
     "records": "Record",
+    "serving": "export_run load_predictor Predictor",
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
@@ -118,6 +120,7 @@ __all__ = [
     "LoRanPAC",
     "Method",
     "Nystrom",
+    "Predictor",
     "Prepared",
     "ProtectedRidge",
     "PseudoNTK",
@@ -141,6 +144,7 @@ __all__ = [
     "batch_order",
     "class_incremental",
     "domain_incremental",
+    "export_run",
     "few_shot",
     "forecast_forgetting",
     "forecast_from_moments",
@@ -151,6 +155,7 @@ __all__ = [
     "load",
     "load_experiment",
     "load_moments",
+    "load_predictor",
     "plan_training",
     "prepare_forecast",
     "rank_bound",

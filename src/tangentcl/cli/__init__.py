@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from tangentcl import __version__
-from tangentcl.cli import cache, forecast, listing, plan, report, run
+from tangentcl.cli import cache, export, forecast, listing, plan, predict, report, run
 from tangentcl.cli.arguments import Parser
 from tangentcl.errors import TangentclError
 
@@ -33,6 +33,8 @@ COMMANDS: dict[str, Command] = {
     "plan": plan,
     "list": listing,
     "report": report,
+    "export": export,
+    "predict": predict,
     "cache": cache,
 }
 

@@ -102,6 +102,23 @@ def image_splits(path: Path) -> dict[str, Split]:
     }
 
 
+def image_entry(path: Path) -> ImageEntry:
+    """One image file, for `ImageFiles` of its folder."""
+    return ImageEntry(path.name, path.stat().st_size)
+
+
+def encoded_images(path: Path) -> tuple[ImageFiles | ZippedImages, list[str]]:
+    """All images in a folder or zip file, at any depth, and their paths in it.
+
+    Raises:
+        DataError: as `image_folder`.
+    """
+    entries = _walk(path) if path.is_dir() else _members(path)
+    if not entries:
+        raise DataError(f"No images in {path}. Expected files with {', '.join(IMAGE_SUFFIXES[:4])}, ...")
+    return _inputs(path, entries), [entry.path for entry in entries]
+
+
 class ImageFiles:
     """Images in files, decoded when asked for."""
 

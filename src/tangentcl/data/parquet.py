@@ -99,6 +99,30 @@ def parquet_splits(path: Path, columns: Columns = NO_COLUMNS) -> ParquetSplits:
     return ParquetSplits(modality, read, class_names, class_groups(*groups, str(path)) if groups[0] else None)
 
 
+def parquet_table(path: Path) -> Any:
+    """A Parquet file as an arrow table.
+
+    Raises:
+        MissingExtra: pyarrow is not installed. DataError: it cannot be read.
+    """
+    return _table([path], path)
+
+
+def encoded_columns(table: Any) -> list[str]:
+    """Columns that hold encoded images."""
+    types = {column: str(table.schema.field(column).type) for column in table.column_names}
+    return [column for column, kind in types.items() if "bytes: binary" in kind or kind.endswith("binary")]
+
+
+def encoded_column(table: Any, column: str, path: Path) -> EncodedImages:
+    """The images of one of `encoded_columns`.
+
+    Raises:
+        DataError: a sample without bytes.
+    """
+    return _images(table, column, [path])
+
+
 def _files(path: Path) -> dict[str, list[Path]]:
     if path.is_file():
         return {"train": [path]}
@@ -149,13 +173,14 @@ def _roles(table: Any, columns: Columns, where: str) -> tuple[str, str, str]:
     label = choose_column(found, columns.label, LABEL_NAMES, "label", where)
     if columns.text is not None:
         return "text", choose_column(found, columns.text, TEXT_NAMES, "text", where), label
-    types = {column: str(table.schema.field(column).type) for column in found}
-    encoded = [column for column in found if "bytes: binary" in types[column] or types[column].endswith("binary")]
+    encoded = encoded_columns(table)
     if columns.image is not None or encoded:
         usual = (*IMAGE_NAMES, *encoded)
         column = choose_column(found, columns.image, [one for one in usual if one in encoded], "image", where)
         if column not in encoded:
-            raise ConfigError(f"Column {column!r} of {where} has no encoded images but {types[column]}.")
+            raise ConfigError(
+                f"Column {column!r} of {where} has no encoded images but {table.schema.field(column).type}."
+            )
         return "image", column, label
     return "text", choose_column(found, None, TEXT_NAMES, "text", where), label
 

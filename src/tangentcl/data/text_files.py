@@ -101,6 +101,30 @@ def _clinc150(folder: Path) -> Source:
     )
 
 
+def text_rows(path: Path) -> Rows:
+    """The rows of a CSV, TSV, JSON or JSONL file, with or without labels.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if path.suffix.lower() != ".json":
+        return _rows(path)
+    content = _json(path)
+    if isinstance(content, list) and content and all(isinstance(entry, str) for entry in content):
+        return [{"text": entry} for entry in content]
+    return _objects(content, path)
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file, without an empty one at the end.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8.
+    """
+    lines = _read(path).replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def _splits(read: Mapping[str, tuple[Path, Rows]], columns: Columns) -> tuple[dict[str, Split], Any]:
     splits, classes, groups = {}, [], []
     for split, (file, rows) in read.items():

@@ -102,7 +102,7 @@ class RandomReLU(Lift):
 
     def forward(self, features: Tensor) -> Tensor:
         projection = self.projection.to(features) / math.sqrt(self.width)
-        if len(features) <= BLOCK:
+        if features.shape[0] <= BLOCK:
             return F.relu_(features @ projection)
         found = features.new_empty(len(features), self.width)
         for block, out in zip(features.split(BLOCK), found.split(BLOCK)):

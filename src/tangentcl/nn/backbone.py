@@ -104,7 +104,8 @@ class Backbone(nn.Module):
         known = known_features(x)
         if known is not None:
             return known
-        self.passes += len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
+        if not torch.compiler.is_compiling():  # a length asked for in tracing would stand for every later batch's
+            self.passes += len(x) if isinstance(x, Tensor) else len(next(iter(x.values())))
         features = self.features(self.model, x)
         if features.ndim != 2 or features.shape[1] != self.width:
             raise ModelError(f"expected features [B, {self.width}] from {self.card.name}, got {tuple(features.shape)}.")

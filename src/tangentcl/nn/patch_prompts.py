@@ -46,7 +46,7 @@ class PatchPrompts(nn.Module, ABC):
 
 def _mixtures(weight: Tensor, x: Tensor) -> Tensor:
     """``[P, N], [B, N, d] -> [B, P, d]``; as a batch of products, since ``weight @ x`` copies x transposed."""
-    return torch.bmm(weight.to(x.dtype).expand(len(x), -1, -1), x)
+    return torch.bmm(weight.to(x.dtype).expand(x.shape[0], -1, -1), x)
 
 
 class LinearPrompts(PatchPrompts):
@@ -160,7 +160,7 @@ class StaticPrompts(nn.Module):
         self.vector = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
-        return self.vector.to(x.dtype).expand(len(x), self.n_prompts, -1)
+        return self.vector.to(x.dtype).expand(x.shape[0], self.n_prompts, -1)
 
 
 def make_prompts(

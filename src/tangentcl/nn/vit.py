@@ -134,7 +134,7 @@ class SmallViT(nn.Module):
             expected = f"[B, 3, {self.image_size}, {self.image_size}]"
             raise ModelError(f"Expected images {expected}, got {list(x.shape)}. Try resizing them in the transform.")
         patches = self.stem(x).flatten(2).transpose(1, 2)  # [B, N, d]
-        return torch.cat([self.cls.expand(len(x), -1, -1), patches], dim=1) + self.position
+        return torch.cat([self.cls.expand(x.shape[0], -1, -1), patches], dim=1) + self.position
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Tokens from ``embed`` [B, n, d], or a subset of them -> tokens after the final norm [B, n, d]."""

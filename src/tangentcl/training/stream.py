@@ -74,7 +74,9 @@ class StreamResult:
         """Go on from `state_dict` of the same stream."""
         self.matrix, self.class_correct = state["matrix"].numpy().copy(), state["class_correct"].numpy().copy()
         left = iter(state["predictions"].split([int(self.n_test[k]) for row in state["tasks"] for k in row]))
-        self.predictions = [Predictions({k: next(left).numpy().astype(np.int64) for k in row}) for row in state["tasks"]]
+        self.predictions = [
+            Predictions({k: next(left).numpy().astype(np.int64) for k in row}) for row in state["tasks"]
+        ]
 
     def __str__(self) -> str:
         """The accuracy matrix in percent, see `tangentcl.metrics.matrix_text`."""
