@@ -38,7 +38,7 @@ def test_help_answers_at_once_and_without_torch() -> None:
         ([], "required: COMMAND. Try: tangentcl --help"),
         (
             ["rnu"],
-            "unknown command or value 'rnu'. Did you mean 'run'? Known: cache, export, forecast, list, plan, predict, report,",
+            "unknown command or value 'rnu'. Did you mean 'run'? Known: cache, export, forecast, list, plan, predict,",
         ),
         (["run", "small.toml", "--sed", "0"], "unknown argument '--sed'. Did you mean '--seed'?"),
         (["run", "small.toml", "--overwite"], "unknown argument '--overwite'. Did you mean '--overwrite'?"),
