@@ -95,6 +95,7 @@ def _of_runs() -> list[Kind]:
         ),
         Kind("learner", "learner.safetensors", records.learner, records.learner_reader(), checked=True),
         Kind("state of a run", "state-000.safetensors", records.state, records.read_run_state, checked=True),
+        Kind("features", "space/features.safetensors", records.features, records.read_features, checked=True),
         Kind("moments", "moments/task-000.safetensors", records.moments, records.read_moments, checked=True),
         Kind("sketch", "sketch.safetensors", records.sketch, records.read_sketch, checked=True),
         Kind("experiment", "small.toml", small, _experiment),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,11 @@ import torch
 from torch import nn
 
 from benchmarks.readable_data import Read
-from tangentcl.data import ArrayTransform, class_incremental, from_arrays
+from tangentcl.data import ArrayTransform, Samples, class_incremental, from_arrays
 from tangentcl.linalg import LowRankDiagonal, load_sketch, save_sketch
 from tangentcl.methods import NCM
-from tangentcl.nn import from_module
+from tangentcl.nn import Backbone, FeatureStore, backbone, from_module
+from tangentcl.nn.feature_store import Space
 from tangentcl.records import Record, RecordWriter, TaskForecast, TaskTheory
 from tangentcl.records.files import plain
 from tangentcl.training import Checkpoints, TrainingPlan, run_stream
@@ -149,3 +153,30 @@ def read_run_state(folder: Path) -> Any:
     if found is None:
         raise AssertionError("the state is gone")
     return repr(found.after)
+
+
+@functools.cache
+def _network() -> Backbone:
+    return backbone()
+
+
+def _known(folder: Path) -> list[list[float]]:
+    images = np.random.RandomState(0).randint(0, 255, (3, 8, 8), dtype=np.uint8)
+    source = from_arrays(np.concatenate([images, images]), np.arange(6) % 2, modality="image")
+    samples = Samples(source.train, transform=_network().eval_transform)
+    rows = FeatureStore(folder).rows(_network(), samples, Space({}, folder / "space"))
+    return [rows[i].tolist() for i in range(len(rows))]
+
+
+def features(folder: Path) -> None:
+    """A feature store of a few images."""
+    _known(folder)
+    (segment,) = folder.glob("space/*.safetensors")
+    segment.rename(folder / "space" / "features.safetensors")
+
+
+def read_features(folder: Path) -> list[list[float]]:
+    """From a copy: what is damaged is replaced."""
+    with tempfile.TemporaryDirectory() as aside:
+        shutil.copytree(folder, Path(aside) / "store")
+        return _known(Path(aside) / "store")

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from tangentcl.cli import main
-from tangentcl.data import TaskStream, load
+from tangentcl.data import TaskStream, class_incremental, load
 from tangentcl.errors import DataError, ModelError, RecordError
 from tangentcl.methods import NCM
-from tangentcl.nn import Backbone
+from tangentcl.nn import Backbone, FeatureStore, backbone
 from tangentcl.records import (
     Record,
     RecordWriter,
@@ -396,3 +396,23 @@ def test_permission_denied_for_an_ordinary_user(tmp_path: Path) -> None:
     finally:
         record.chmod(0o700)
     assert contents(record) == before
+
+
+def test_features_on_a_full_disk_are_refused_clearly_and_those_that_are_there_stay(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tangentcl.nn.feature_store.ROWS", 40)
+    network = backbone()
+    stream = class_incremental(load("digits"), n_tasks=5, train_per_class=20, test_per_class=4)
+    small = class_incremental(load("digits"), n_tasks=5, train_per_class=3, test_per_class=1)
+    FeatureStore(disk / "cache").stream(small, network)
+    before = contents(disk / "cache")
+    leave(disk, 60_000)
+    with pytest.raises(DataError, match=r"features cannot be kept in .*No space left on device.*--no-cache"):
+        FeatureStore(disk / "cache").stream(stream, network)
+    assert before.items() <= contents(disk / "cache").items()
+    assert not list(disk.rglob("*.part"))
+    (disk / "ballast").unlink()
+    store = FeatureStore(disk / "cache")
+    assert store.stream(stream, network) is not None
+    assert 0 < store.computed < 240 - 40
