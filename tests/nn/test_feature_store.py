@@ -16,6 +16,7 @@ from tangentcl.errors import ConfigError, DataError
 from tangentcl.methods import NCM, Finetune
 from tangentcl.nn import Backbone, FeatureStore, backbone, extract_features, from_module
 from tangentcl.nn.known import known_features
+from tangentcl.records import Record
 from tangentcl.training import TrainingPlan, run_stream
 
 
@@ -212,6 +213,9 @@ def test_an_experiment_counts_its_passes(tmp_path) -> None:
         (found,) = [line for line in lines if line["event"] == "features"]
         counts.append((found["n"], found["backbone_passes"], lines[-1]["backbone_passes"]))
     assert counts == [(90, 90, 0)] + [(90, 0, 0)] * 5
+    views = load_experiment(path, settings=["transform.augment=true", "transform.flip=0.0"])
+    (outcome, *_) = run_experiment(views, tmp_path / "views", features=FeatureStore(tmp_path / "cache"))
+    assert [found.values["status"] for found in Record.read(outcome.folder).theory] == ["learned"] * 5
     run_experiment(load_experiment(path), tmp_path / "without")
     for outcome in (tmp_path / "runs").rglob("accuracy.json"):
         other = tmp_path / "without" / outcome.relative_to(tmp_path / "runs")

@@ -89,6 +89,7 @@ def test_an_unfinished_run_is_refused(run: Any) -> None:
     status = json.loads((run.folder / "status.json").read_text())
     status |= {"status": "interrupted", "reason": "stopped by the user"}
     (run.folder / "status.json").write_text(json.dumps(status))
+    write_checksums(run.folder)
     with pytest.raises(RecordError, match=r"is not done but interrupted: stopped by the user. Repeat its command"):
         load_predictor(run.folder)
 

@@ -270,7 +270,9 @@ class TheoryReport:
                 found = [view.float().cpu() for view in own(stage.runtime.to_device(x)).values()]
             if len(found) > 1:
                 return torch.stack(found), "the method's own features of a sample"
-        chosen = chosen.with_transform(stage.task.train.transform)
+        train = stage.task.train  # the same samples, as they are where `chosen` holds known features
+        place = {name: position for position, name in enumerate(train.ids.tolist())}
+        chosen = train.subset([place[name] for name in chosen.ids.tolist()])
         extractor.eval()
         views = []
         for v in range(self.options.views):
