@@ -99,7 +99,8 @@ def _traced(module: nn.Module, batch: dict[str, Tensor], about: Description, nam
     import onnx
 
     try:
-        model = onnx_program(module, batch, "scores", _most_tokens(module))
+        longest = _most_tokens(module) if "input_ids" in batch else None
+        model = onnx_program(module, batch, "scores", longest)
         facts = {"class_names": about.class_names, "transform": about.transforms, "label": about.label}
         onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
         return model.SerializeToString()
