@@ -34,6 +34,7 @@ from tangentcl.data import Samples, load
 from tangentcl.errors import MissingExtra
 from tangentcl.nn import Backbone, backbone
 from tangentcl.nn.engine import build_engine, check_engine, relative_errors
+from tangentcl.nn.feature_store import PROBED
 from tangentcl.nn.matmul_route import cpu_seconds, fastest_route, matmul_route, product_cost
 
 ENGINES = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
@@ -115,9 +116,10 @@ def measure(title: str, network: Backbone, samples: Samples, batch_size: int, ro
             f"  {way.name:26s} {rate:8.1f} /s  {ratio:5.2f} times  error max {error.max():.1e} mean {error.mean():.1e}"
             f"  start {way.start:.1f} s"
         )
-    middle = batches[len(batches) // 2]
+    middle = order[max(0, (len(order) - PROBED) // 2) :][:PROBED]
+    (batch,) = batches_of(samples, middle, PROBED)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        route = fastest_route(Path(folder), work=lambda: network.features(network.model, middle))
+        route = fastest_route(Path(folder), work=lambda: network.features(network.model, batch))
     print(f"  the store takes the route '{route}'")
 
 

@@ -38,6 +38,7 @@ except ImportError:  # Windows
 FORMAT = 1
 ROWS = 2048  # samples of a segment
 LIMIT = 20_000_000_000
+PROBED = 32  # samples that routes of products are compared on
 T = TypeVar("T")
 Say = Callable[[int, int], None]  # samples computed so far, and to be computed
 
@@ -159,7 +160,7 @@ class FeatureStore:
                 if part:
                     chosen = samples.subset(part)
                     extractor = self._extractor(backbone, chosen, space)
-                    with autocast(), self._route(backbone, chosen, space, batch_size):
+                    with autocast(), self._route(backbone, chosen, space):
                         found, _ = extract_features(extractor, chosen, batch_size)
                     self.computed += len(part)
                     if _is_main():
@@ -272,14 +273,12 @@ class FeatureStore:
             self._engines = {space.folder: known}  # one at a time: it holds a copy of the weights
         return known
 
-    def _route(
-        self, backbone: Backbone, samples: Samples, space: Space, batch_size: int
-    ) -> AbstractContextManager[None]:
+    def _route(self, backbone: Backbone, samples: Samples, space: Space) -> AbstractContextManager[None]:
         """The fastest exact way of products, where torch computes in float32 on a CPU; called under autocast."""
         plain = space.about["precision"] == "fp32" and not torch.is_autocast_enabled("cpu")
         if self.engine != "torch" or backbone.device.type != "cpu" or not plain:
             return nullcontext()
-        middle = samples.short_first()[max(0, (len(samples) - batch_size) // 2) :][:batch_size]
+        middle = samples.short_first()[max(0, (len(samples) - PROBED) // 2) :][:PROBED]
 
         @torch.no_grad()
         def work() -> None:
@@ -287,7 +286,7 @@ class FeatureStore:
 
         route = "default"
         if _is_main():
-            batch, _ = next(samples.subset(middle).batches(batch_size))
+            batch, _ = next(samples.subset(middle).batches(PROBED))
             with evaluating(backbone):
                 route = fastest_route(self.folder, key=space.folder.name, work=work)
         return matmul_route(_agreed([route])[0])

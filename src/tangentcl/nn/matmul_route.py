@@ -120,7 +120,8 @@ def fastest_route(
         write_whole(folder / FILE, json.dumps(known, indent=1, sort_keys=True).encode())
     except OSError as error:
         raise DataError(
-            f"{folder / FILE} cannot be written ({error.strerror or error}). Name another folder in TANGENTCL_CACHE."
+            f"the fastest route cannot be kept in {folder / FILE} ({error.strerror or error}). Make room "
+            "(tangentcl cache clear), name another folder in TANGENTCL_CACHE, or run with --no-cache."
         ) from error
     return route
 
@@ -132,7 +133,7 @@ def _chosen(measure: Measure, work: Callable[[], object] | None) -> str:
     if work is None:
         return "onednn"
     seconds: dict[str, list[float]] = {route: [] for route in ROUTES}
-    for _ in range(4):  # in turn; the first of each warms up
+    for _ in range(3):  # in turn; the first of each warms up
         for route in ROUTES:
             with matmul_route(route):
                 seconds[route].append(cpu_seconds(work))
