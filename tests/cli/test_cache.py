@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,33 @@ def test_a_run_fills_it_and_the_command_shows_checks_and_removes_it(answer: Answ
 def test_another_folder(answer: Answer, cache: Path, tmp_path: Path) -> None:
     assert answer("cache", "list", "--folder", str(tmp_path / "other"))[1] == f"nothing is kept in {tmp_path}/other\n"
     assert answer("cache", "clear", "--json")[1] == '{"removed": 0}\n'
+
+
+def test_an_engine_is_chosen_by_name(answer: Answer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = answer("run", "tiny.toml", "--no-report", "--engine", "onnxrutime")
+    assert (code, out) == (2, "")
+    assert "engine 'onnxrutime' is unknown. Did you mean 'onnxruntime'? Known: onnxruntime, openvino, torch." in err
+    code, _, err = answer("run", "tiny.toml", "--no-report", "--engine", "openvino", "--no-cache")
+    assert code == 2
+    assert "--engine openvino computes features that are kept, --no-cache keeps none" in err
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "openvino", None)
+        code, _, err = answer("run", "tiny.toml", "--no-report", "--engine", "openvino")
+    assert code == 2
+    assert 'pip install "tangentcl[openvino]"' in err
+    assert not Path("runs").exists()
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="openvino not installed")
+def test_a_run_by_openvino_keeps_its_features_apart(answer: Answer, cache: Path) -> None:
+    for engine, out in (("torch", "first"), ("openvino", "second")):
+        assert answer("run", "tiny.toml", "--no-report", "--engine", engine, "--out", out)[0] == 0
+    lines = answer("cache", "list")[1].splitlines()
+    assert sorted("on cpu by openvino:" in line for line in lines if line.startswith("bundled")) == [False, True]
+    events = [
+        json.loads(line) for path in Path("second").rglob("events.jsonl") for line in path.read_text().splitlines()
+    ]
+    (found,) = [event for event in events if event["event"] == "features"]
+    assert (found["engine"], found["n"], found["backbone_passes"]) == ("openvino", 60, 60)
+    matrices = [json.loads(path.read_text())["matrix"] for path in sorted(Path().rglob("accuracy.json"))]
+    assert matrices[0] == matrices[1]

@@ -62,7 +62,8 @@ def _line(entry: dict[str, Any]) -> str:
     kind = " ".join(str(transform[key]) for key in ("kind", "size", "max_length") if key in transform)
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"]))
     rows = entry["bytes"] // (4 * about["width"])
-    backbone, place = about["backbone"], f"{about['precision']} on {about['device']}"
+    engine = f" by {about['engine']}" if "engine" in about else ""
+    backbone, place = about["backbone"], f"{about['precision']} on {about['device']}{engine}"
     return (
         f"{backbone['name']}, {backbone['pooling']}, {kind}, {place}: "
         f"about {rows:,} samples of width {about['width']}, {entry['bytes'] / 1e6:,.1f} MB, last used {used}"

@@ -43,6 +43,12 @@ def add_parser(commands: Any) -> None:
         help="steps between two states from which a stopped run goes on (default: 500; 0: ends of tasks only)",
     )
     parser.add_argument("--no-cache", action="store_true", help="compute features of frozen backbones in every run")
+    parser.add_argument(
+        "--engine",
+        default="torch",
+        metavar="NAME",
+        help="what computes features of frozen backbones: torch (default), openvino or onnxruntime",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--no-report", action="store_true", help="do not write the HTML report")
 
@@ -51,6 +57,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the experiment; returns the exit code."""
     from rich.console import Console
 
+    from tangentcl.errors import ConfigError
     from tangentcl.experiments.config import load_experiment
 
     sys.path.append(os.getcwd())  # where a user's own method, "my_module:MyMethod", most often lies
@@ -61,6 +68,11 @@ def run(options: argparse.Namespace) -> int:
     from tangentcl.records import find_records
     from tangentcl.training.runtime import launched_rank, process_group
 
+    if options.no_cache and options.engine != "torch":
+        raise ConfigError(
+            f"--engine {options.engine} computes features that are kept, --no-cache keeps none. Leave one of them out."
+        )
+    store = None if options.no_cache else FeatureStore(engine=options.engine)
     progress = RunProgress(Console(stderr=True), len(experiment.methods) * len(experiment.seeds))
     with process_group(), progress:
         outcomes = run_experiment(
@@ -69,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
             observe=progress,
             overwrite=options.overwrite,
             checkpoint_every=options.checkpoint_every,
-            features=None if options.no_cache else FeatureStore(),
+            features=store,
         )
     if launched_rank() != 0:
         return 0

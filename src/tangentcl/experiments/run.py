@@ -284,7 +284,8 @@ def _known(
     passes = backbone.passes - before
     n = sum(len(task.train) + len(task.test) for task in stream)
     if found is not None:
-        emit("features", {"n": n, "backbone_passes": passes, "seconds": time.perf_counter() - began})
+        seconds = time.perf_counter() - began
+        emit("features", {"n": n, "backbone_passes": passes, "engine": store.engine, "seconds": seconds})
     return found or stream
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,20 +72,27 @@ def extract_features(
     return features, labels
 
 
-@torch.no_grad()
-def _extract(backbone: Backbone | FeatureExtractor, samples: Samples, batch_size: int) -> tuple[Tensor, Tensor]:
+@contextmanager
+def evaluating(backbone: Backbone | FeatureExtractor) -> Iterator[None]:
+    """Evaluation mode for a block; the mode of each module is restored afterwards."""
     modes = {module: module.training for module in backbone.modules()}
-    device = backbone.device
-    features, labels = [torch.empty(0, backbone.width)], [torch.empty(0, dtype=torch.int64)]
-    order = samples.short_first()
     backbone.eval()
     try:
-        for x, y in samples.subset(order).batches(batch_size):
-            features.append(backbone(to_device(x, device)).float().cpu())
-            labels.append(y.cpu())
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@torch.no_grad()
+def _extract(backbone: Backbone | FeatureExtractor, samples: Samples, batch_size: int) -> tuple[Tensor, Tensor]:
+    device = backbone.device
+    features, labels = [torch.empty(0, backbone.width)], [torch.empty(0, dtype=torch.int64)]
+    order = samples.short_first()
+    with evaluating(backbone):
+        for x, y in samples.subset(order).batches(batch_size):
+            features.append(backbone(to_device(x, device)).float().cpu())
+            labels.append(y.cpu())
     back = torch.from_numpy(np.argsort(order))
     return torch.cat(features)[back], torch.cat(labels)[back]
 

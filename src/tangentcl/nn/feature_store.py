@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
@@ -22,10 +23,12 @@ from tangentcl.data.inputs import identities
 from tangentcl.data.transforms import TokenTransform
 from tangentcl.errors import ConfigError, DataError
 from tangentcl.files import Damaged, write_whole
-from tangentcl.nn.backbone import Backbone
-from tangentcl.nn.extract import extract_features
+from tangentcl.nn.backbone import Backbone, to_device
+from tangentcl.nn.engine import Engine, build_engine, check_engine
+from tangentcl.nn.extract import FeatureExtractor, evaluating, extract_features
 from tangentcl.nn.feature_segment import KEY, Segment, write_segment
 from tangentcl.nn.known import FeatureTransform
+from tangentcl.nn.matmul_route import fastest_route, matmul_route
 
 try:
     import fcntl
@@ -35,6 +38,8 @@ except ImportError:  # Windows
 FORMAT = 1
 ROWS = 2048  # samples of a segment
 LIMIT = 20_000_000_000
+PROBED = 32  # samples that routes of products are compared on
+T = TypeVar("T")
 Say = Callable[[int, int], None]  # samples computed so far, and to be computed
 
 
@@ -45,7 +50,7 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class Space:
-    """What features of one kind are: the same backbone, transform, precision and kind of device.
+    """What features of one kind are: the same backbone, transform, precision, kind of device and engine.
 
     Attributes:
         about: as JSON values.
@@ -72,28 +77,35 @@ class Rows:
 class FeatureStore:
     """Keeps features of frozen backbones, sample by sample, for all methods, tasks, seeds, orders and processes.
 
-    A feature is found by the content of its sample and by its `Space`: weights, pooling, transform, precision and kind
-    of device. Files carry checksums: one that is cut off or changed is computed anew. Several processes may use one
-    store.
+    A feature is found by the content of its sample and by its `Space`: weights, pooling, transform, precision, kind
+    of device and engine. Files carry checksums: one that is cut off or changed is computed anew. Several processes may
+    use one store.
+
+    In float32 on a CPU torch multiplies by the fastest exact route, which is measured once and remembered in the
+    folder (`tangentcl.nn.matmul_route`). Another engine is checked against torch before its features are kept. Neither
+    the measurement nor the check counts as passes.
 
     Args:
         folder: None for `default_folder`.
         limit: bytes; beyond it the files that were not used for longest are removed.
+        engine: what computes features: ``"torch"``; on a CPU ``"openvino"`` or, in float32, ``"onnxruntime"``.
 
     Attributes:
         computed: samples that went through a backbone for this store.
         rebuilt: files that were damaged.
 
     Raises:
-        ConfigError: no positive limit.
+        ConfigError: no positive limit, or no such engine.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT) -> None:
+    def __init__(self, folder: str | Path | None = None, *, limit: int = LIMIT, engine: str = "torch") -> None:
         if limit < 1:
             raise ConfigError(f"limit is a number of bytes above 0, got {limit}")
+        self.engine = check_engine(engine)
         self.folder, self.limit = Path(folder) if folder is not None else default_folder(), limit
         self.computed, self.rebuilt = 0, 0
         self._open: dict[Path, Segment] = {}
+        self._engines: dict[Path, Engine] = {}
 
     def space(self, backbone: Backbone, transform: Transform, precision: str) -> Space | None:
         """Where features of this kind lie; None where code of the user's own decides what they are."""
@@ -109,6 +121,7 @@ class FeatureStore:
             "transform": {**transform.describe(), **_tokenizer(transform)},
             "precision": precision,
             "device": backbone.device.type,
+            **({} if self.engine == "torch" else {"engine": self.engine}),
         }
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
         return Space(about, self.folder / name)
@@ -128,7 +141,8 @@ class FeatureStore:
         Several processes of one run share the work; all have to call this.
 
         Raises:
-            DataError: the folder cannot be written. ModelError: as `extract_features`.
+            DataError: the folder cannot be written. ModelError: as `extract_features`, or an engine that computes
+                something else than torch. MissingExtra: the engine is not installed.
         """
         keys = [hashlib.blake2b(part, digest_size=KEY).digest() for part in identities(samples)]
         first: dict[bytes, int] = {}
@@ -144,8 +158,10 @@ class FeatureStore:
                 known = self._known(space)  # of another run, meanwhile
                 part = _agreed([position for position in part if keys[position] not in known])
                 if part:
-                    with autocast():
-                        found, _ = extract_features(backbone, samples.subset(part), batch_size)
+                    chosen = samples.subset(part)
+                    extractor = self._extractor(backbone, chosen, space)
+                    with autocast(), self._route(backbone, chosen, space):
+                        found, _ = extract_features(extractor, chosen, batch_size)
                     self.computed += len(part)
                     if _is_main():
                         write_segment(space.folder, [keys[position] for position in part], found.numpy())
@@ -247,6 +263,34 @@ class FeatureStore:
             raise DataError(f"{self.folder} cannot be removed: {error.strerror or error}") from error
         return size
 
+    def _extractor(self, backbone: Backbone, samples: Samples, space: Space) -> Backbone | FeatureExtractor:
+        """What computes features of a space: the backbone, or an engine that was checked on some of the samples."""
+        if self.engine == "torch":
+            return backbone
+        known = self._engines.get(space.folder)
+        if known is None or known.backbone is not backbone:
+            known = build_engine(self.engine, backbone, space.about["precision"], samples)
+            self._engines = {space.folder: known}  # one at a time: it holds a copy of the weights
+        return known
+
+    def _route(self, backbone: Backbone, samples: Samples, space: Space) -> AbstractContextManager[None]:
+        """The fastest exact way of products, where torch computes in float32 on a CPU; called under autocast."""
+        plain = space.about["precision"] == "fp32" and not torch.is_autocast_enabled("cpu")
+        if self.engine != "torch" or backbone.device.type != "cpu" or not plain:
+            return nullcontext()
+        middle = samples.short_first()[max(0, (len(samples) - PROBED) // 2) :][:PROBED]
+
+        @torch.no_grad()
+        def work() -> None:
+            backbone.features(backbone.model, to_device(batch, backbone.device))
+
+        route = "default"
+        if _is_main():
+            batch, _ = next(samples.subset(middle).batches(PROBED))
+            with evaluating(backbone):
+                route = fastest_route(self.folder, key=space.folder.name, work=work)
+        return matmul_route(_agreed([route])[0])
+
     def _make(self, space: Space) -> None:
         try:
             space.folder.mkdir(parents=True, exist_ok=True)
@@ -315,11 +359,11 @@ def _is_main() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
-def _agreed(positions: Sequence[int]) -> list[int]:
+def _agreed(values: Sequence[T]) -> list[T]:
     """The first process's word."""
     if not (dist.is_available() and dist.is_initialized()):
-        return list(positions)
-    box = [list(positions)]
+        return list(values)
+    box = [list(values)]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +13,13 @@ from tangentcl.data import ImageTransform, Samples
 from tangentcl.errors import ModelError, import_extra
 from tangentcl.methods import Method
 from tangentcl.nn import Backbone
-from tangentcl.nn.weights import reason
+from tangentcl.nn.onnx_program import onnx_program, why
 from tangentcl.serving.description import Description
 from tangentcl.serving.predictor import Predictor
 
 ONNX = "model.onnx"
 CHECKED = 32  # samples that the file is checked on
 TOLERANCE = 1e-4  # on a score, in units of the largest where that exceeds 1
-MAX_BATCH, MAX_TOKENS = 4096, 1 << 20
 
 
 class _OfImages(nn.Module):
@@ -104,43 +98,25 @@ def _traced(module: nn.Module, batch: dict[str, Tensor], about: Description, nam
     """The file's content."""
     import onnx
 
-    rows = torch.export.Dim("batch", max=MAX_BATCH)
-    free: dict[int, Any] = {0: rows}
-    if "input_ids" in batch:
-        free[1] = torch.export.Dim("tokens", max=_most_tokens(module))
-    few = {key: value[: max(2, min(3, len(value)))] for key, value in batch.items()}
-    if any(len(value) < 2 for value in few.values()):  # a batch of one would be traced as always one
-        few = {key: torch.cat([value, value]) for key, value in few.items()}
     try:
-        with torch.enable_grad(), _quietly():  # without gradients small batches may take another way, by their size
-            program = torch.onnx.export(
-                module,
-                tuple(few.values()),
-                input_names=list(few),
-                output_names=["scores"],
-                dynamic_shapes=tuple(dict(free) for _ in few),
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-            assert program is not None
-            model = program.model_proto
-            facts = {"class_names": about.class_names, "transform": about.transforms, "label": about.label}
-            onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
-            return model.SerializeToString()
+        longest = _most_tokens(module) if "input_ids" in batch else None
+        model = onnx_program(module, batch, "scores", longest)
+        facts = {"class_names": about.class_names, "transform": about.transforms, "label": about.label}
+        onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+        return model.SerializeToString()
     except Exception as error:  # the exporter raises many kinds
         raise ModelError(
-            f"the prediction of {name} cannot be written as ONNX: {_why(error)} Serve it from Python instead: "
+            f"the prediction of {name} cannot be written as ONNX: {why(error)} Serve it from Python instead: "
             "tangentcl.load_predictor."
         ) from error
 
 
-def _most_tokens(module: nn.Module) -> int:
+def _most_tokens(module: nn.Module) -> int | None:
     """Tokens that the position embedding of a text encoder holds."""
     from tangentcl.nn.hf import position_limit
 
     found = next((m for m in module.modules() if isinstance(m, Backbone)), None)
-    return (position_limit(found.model) if found is not None else None) or MAX_TOKENS
+    return position_limit(found.model) if found is not None else None
 
 
 def _compare(content: bytes, batch: dict[str, Tensor], expected: Tensor, name: str) -> float:
@@ -161,7 +137,7 @@ def _compare(content: bytes, batch: dict[str, Tensor], expected: Tensor, name: s
         raise
     except Exception as error:  # onnxruntime's own kinds
         raise ModelError(
-            f"the prediction of {name} cannot be run by onnxruntime: {_why(error)} Serve it from Python instead: "
+            f"the prediction of {name} cannot be run by onnxruntime: {why(error)} Serve it from Python instead: "
             "tangentcl.load_predictor."
         ) from error
     scale = max(1.0, float(expected[expected.isfinite()].abs().max()) if bool(expected.isfinite().any()) else 1.0)
@@ -184,29 +160,3 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
     rows = np.arange(len(found))
     lost = expected[rows, expected.argmax(1)] - expected[rows, found.argmax(1)]
     return np.inf if (lost > 2 * difference).any() else difference
-
-
-def _why(error: BaseException) -> str:
-    """The cause of a failure in one line."""
-    text = str(error)
-    if "GuardOnDataDependent" in text or "data-dependent" in text:
-        return "what it computes depends on values and not on shapes alone (data-dependent control flow)."
-    cause = error.__cause__ or error
-    said = reason(cause)[:200].rstrip(".")
-    return f"{type(cause).__name__}: {said}."
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """The exporter prints steps, warns of packages that are not needed, and logs graphs that it cannot trace."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.fx", "torch", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
