@@ -15,6 +15,7 @@ from tangentcl import export_run, load_predictor
 from tangentcl.errors import ConfigError, ModelError, RecordError
 from tangentcl.methods import Method
 from tangentcl.methods.ncm import NCM
+from tangentcl.records import write_checksums
 
 pytestmark = pytest.mark.usefixtures("small_backbones")
 
