@@ -164,7 +164,7 @@ def _known(folder: Path) -> list[list[float]]:
     images = np.random.RandomState(0).randint(0, 255, (3, 8, 8), dtype=np.uint8)
     source = from_arrays(np.concatenate([images, images]), np.arange(6) % 2, modality="image")
     samples = Samples(source.train, transform=_network().eval_transform)
-    rows = FeatureStore(folder).rows(_network(), samples, Space({}, folder / "space"))
+    rows = FeatureStore(folder).rows(_network(), samples, Space({"precision": "bf16"}, folder / "space"))
     return [rows[i].tolist() for i in range(len(rows))]
 
 

@@ -140,7 +140,7 @@ def test_state_round_trip(make: Make, tiny_stream: TaskStream) -> None:
     assert restored.stored_samples == method.stored_samples
 
 
-@pytest.mark.parametrize("every", [0, 1, 4])
+@pytest.mark.parametrize("every", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_run_that_is_stopped_goes_on_to_the_same_numbers(
     make: Make, tiny_stream: TaskStream, tmp_path: Any, run_with_stops: Callable[..., Any], every: int
 ) -> None:

@@ -213,7 +213,7 @@ def test_an_experiment_counts_its_passes(tmp_path) -> None:
         (found,) = [line for line in lines if line["event"] == "features"]
         counts.append((found["n"], found["backbone_passes"], lines[-1]["backbone_passes"]))
     assert counts == [(90, 90, 0)] + [(90, 0, 0)] * 5
-    views = load_experiment(path, settings=["transform.augment=true", "transform.flip=0.0"])
+    views = load_experiment(path, settings=["transform.augment=true", "forecast=false"], seeds=[0])
     (outcome, *_) = run_experiment(views, tmp_path / "views", features=FeatureStore(tmp_path / "cache"))
     assert [found.values["status"] for found in Record.read(outcome.folder).theory] == ["learned"] * 5
     run_experiment(load_experiment(path), tmp_path / "without")
