@@ -6,6 +6,7 @@ import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
+from typing import Any
 
 
 class TangentclError(Exception):
@@ -48,6 +49,30 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     return f"{hint} Known: {', '.join(names) or 'none'}."
+
+
+def imported_class(name: str, what: str, known: Iterable[str]) -> Any:
+    """What lies under ``"package.module:Class"``, with one error for all that can go wrong on the way.
+
+    Args:
+        name: as the user gave it. what: it should be, as in "method". known: the names that need no import.
+
+    Raises:
+        ConfigError: no colon in it, or something that cannot be imported.
+
+    >>> imported_class("fractions:Fraction", "method", []).__name__
+    'Fraction'
+    """
+    if ":" not in name:
+        raise ConfigError(f"unknown {what} {name!r}.{nearest(name, known)} Or give 'package.module:Class'.")
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # importing runs the user's module, which can raise anything
+        raise ConfigError(
+            f"{what} {name!r} cannot be imported: {type(error).__name__}: {error}. Expected 'package.module:Class' "
+            f"with the package installed, in the current folder or on PYTHONPATH."
+        ) from error
 
 
 def import_extra(module: str, *, extra: str, purpose: str) -> ModuleType:

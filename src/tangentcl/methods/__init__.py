@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-
-from tangentcl.errors import ConfigError, nearest
+from tangentcl.errors import ConfigError, imported_class
 from tangentcl.methods.analytic import Analytic
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
@@ -63,16 +61,7 @@ def method_class(name: str) -> type[Method]:
     """
     if name in METHODS:
         return METHODS[name]
-    if ":" not in name:
-        raise ConfigError(f"unknown method {name!r}.{nearest(name, METHODS)} Or give 'package.module:Class'.")
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # importing runs the user's module, which can raise anything
-        raise ConfigError(
-            f"method {name!r} cannot be imported: {type(error).__name__}: {error}. Expected 'package.module:Class' "
-            f"with the package installed, in the current folder or on PYTHONPATH."
-        ) from error
+    found = imported_class(name, "method", METHODS)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ConfigError(f"method {name!r} is not a subclass of tangentcl.methods.Method")
     return found

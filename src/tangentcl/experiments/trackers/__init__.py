@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tangentcl.errors import ConfigError, nearest
+from tangentcl.errors import ConfigError, imported_class
 from tangentcl.experiments.call import call
 from tangentcl.experiments.trackers.curves import Curves, Reading
 from tangentcl.experiments.trackers.mlflow import MLflowTracker
@@ -36,16 +35,7 @@ def tracker_class(name: str) -> type[Tracker]:
     """
     if name in TRACKERS:
         return TRACKERS[name]
-    if ":" not in name:
-        raise ConfigError(f"unknown tracker {name!r}.{nearest(name, TRACKERS)} Or give 'package.module:Class'.")
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # importing runs the user's module, which can raise anything
-        raise ConfigError(
-            f"tracker {name!r} cannot be imported: {type(error).__name__}: {error}. Expected 'package.module:Class' "
-            f"with the package installed, in the current folder or on PYTHONPATH."
-        ) from error
+    found = imported_class(name, "tracker", TRACKERS)
     lacking = [method for method in ("start", "event", "finish") if not callable(getattr(found, method, None))]
     if not isinstance(found, type) or lacking:
         what = f"it lacks {', '.join(lacking)}" if isinstance(found, type) else f"it is a {type(found).__name__}"
