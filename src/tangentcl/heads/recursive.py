@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tangentcl.errors import DataError, ModelError
-from tangentcl.heads.head import AnalyticHead
+from tangentcl.heads.head import AnalyticHead, in_full_precision
 from tangentcl.heads.lift import Lift
 from tangentcl.heads.strength import checked_rule
 
@@ -86,7 +86,7 @@ class RecursiveRidge(AnalyticHead):
     def _scores(self, features: Tensor) -> Tensor:
         return self.lift(features) @ self.weights.to(features)
 
-    @torch.no_grad()
+    @in_full_precision
     def posterior_kernel(self, x: Tensor, y: Tensor) -> Tensor:
         """See `RidgeHead.posterior_kernel`."""
         return self.lift(x).double() @ self.covariance @ self.lift(y).double().T

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tangentcl.errors import ConfigError, ModelError
-from tangentcl.heads.head import AnalyticHead
+from tangentcl.heads.head import AnalyticHead, in_full_precision
 from tangentcl.heads.holdout import HeldOut
 from tangentcl.heads.lift import Lift
 from tangentcl.heads.strength import Rule, Strength, by_holdout, by_spectrum, by_task, checked_rule, held_out
@@ -189,7 +189,7 @@ class RidgeHead(AnalyticHead):
     def _scores(self, features: Tensor) -> Tensor:
         return self.lifted(features) @ self.weights.to(features)
 
-    @torch.no_grad()
+    @in_full_precision
     def posterior_kernel(self, x: Tensor, y: Tensor) -> Tensor:
         r""":math:`k(x, x') = h(x)^\top (G + \lambda I)^{-1} h(x')`, float64 [n, m].
 
@@ -202,7 +202,7 @@ class RidgeHead(AnalyticHead):
         left, right = self.lifted(x).double(), self.lifted(y).double()
         return left @ self._everything().system(self.strength.value)(right.T, SETTLED)
 
-    @torch.no_grad()
+    @in_full_precision
     def update_drift(self, old: Tensor, new: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         r"""The change of old scores by learning new samples at the present strength, exact, before anything is learned.
 
