@@ -80,7 +80,8 @@ def accuracy_lines(series: Sequence[Series], *, name: str, title: str) -> str:
         frame.canvas.text(frame.x(t), frame.bottom + 18, str(t), anchor="middle")
     for s in series:
         if s.low is not None and s.high is not None:
-            frame.canvas.band(frame.points(s.low), frame.points(s.high), s.slot)
+            low, high = (frame.points(np.clip(edge, 0, 1)) for edge in (s.low, s.high))  # no accuracy lies outside
+            frame.canvas.band(low, high, s.slot)
     for s in series:
         points = frame.points(s.mean)
         frame.canvas.curve(points, s.slot)
