@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import zipfile
@@ -137,7 +138,9 @@ class ImageFiles:
         return repr(list(zip(self.paths, self.sizes))).encode()
 
     def content_keys(self) -> list[Hashable] | None:
-        return None if len(self) > _MAX_FILES_COMPARED else [self._read(i) for i in range(len(self))]
+        if len(self) > _MAX_FILES_COMPARED:
+            return None
+        return [hashlib.blake2b(self._read(i), digest_size=16).digest() for i in range(len(self))]
 
     def file_keys(self) -> list[Hashable]:
         """Name, size and time of change of each file."""
