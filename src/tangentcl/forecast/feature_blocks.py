@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tangentcl.data import Samples
 from tangentcl.errors import DataError
-from tangentcl.forecast.processes import own_stretch
 from tangentcl.linalg.operator import BLOCK
 from tangentcl.nn import Backbone
 from tangentcl.nn.backbone import to_device
+from tangentcl.processes import own_stretch
 
 Block = tuple[Tensor, Tensor]  # features [B, d], labels int64 [B] or values [B, C]
 

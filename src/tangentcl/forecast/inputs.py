@@ -14,6 +14,7 @@ from torch import Tensor
 from tangentcl.data import Samples
 from tangentcl.errors import DataError
 from tangentcl.kernels.batch import n_samples, tensors, with_tensors
+from tangentcl.processes import rank_and_world
 
 LOOKED_AT = 3  # samples whose views are compared to tell whether a transform draws
 
@@ -90,9 +91,9 @@ def mapped(function: Callable[[Any], Tensor], inputs: Inputs, size: int) -> Tens
 
     When ``torch.distributed`` is initialised each process computes its share, and every process gets all.
     """
-    shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    rank, world = rank_and_world()
     order = inputs.order()
-    own = order[dist.get_rank() :: dist.get_world_size()] if shared else order
+    own = order[rank::world]
     result: Tensor | None = None
     for x, positions in inputs.parts(size, own if len(own) else order[:1]):
         values = function(x).detach()
@@ -100,7 +101,7 @@ def mapped(function: Callable[[Any], Tensor], inputs: Inputs, size: int) -> Tens
             result = values.new_zeros(len(inputs), *values.shape[1:])
         result[positions.to(result.device)] = values if len(own) else torch.zeros_like(values)
     assert result is not None
-    if shared:
+    if world > 1:
         dist.all_reduce(result)
     return result.cpu()
 

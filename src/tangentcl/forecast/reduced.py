@@ -13,9 +13,9 @@ from tangentcl.forecast.dynamics import Dynamics
 from tangentcl.forecast.feature_blocks import FeatureBlocks, Source, checked, own_blocks
 from tangentcl.forecast.gradient_descent import GradientDescent
 from tangentcl.forecast.problem import LinearProblem, linear_problem
-from tangentcl.forecast.processes import joined, rank_and_world, summed
 from tangentcl.forecast.protected_ridge import ProtectedRidge
 from tangentcl.nn import GrowingLinear
+from tangentcl.processes import joined, rank_and_world, summed
 
 Columns = list[int] | None
 

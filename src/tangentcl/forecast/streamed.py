@@ -14,12 +14,12 @@ from tangentcl.forecast.dynamics import Dynamics
 from tangentcl.forecast.feature_blocks import Block, SampleBlocks, Source, checked, own_blocks
 from tangentcl.forecast.forecast import Cost
 from tangentcl.forecast.problem import head_matrix
-from tangentcl.forecast.processes import joined, summed
 from tangentcl.forecast.reduced import streamed_problem
 from tangentcl.forecast.streamed_forecast import StreamedForecast
 from tangentcl.forecast.verdicts import margin
 from tangentcl.linalg import with_constant
 from tangentcl.nn import GrowingLinear
+from tangentcl.processes import joined, summed
 
 PART = 1 << 22  # outputs of a block that are held at a time
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from tangentcl.data.samples import Samples
 from tangentcl.errors import ModelError
 from tangentcl.nn.backbone import Backbone, BackboneCard, Batch, to_device
+from tangentcl.processes import joined, own_stretch
 
 
 class FeatureExtractor(Protocol):
@@ -54,14 +53,10 @@ def extract_features(
     Raises:
         ModelError: a feature that is not finite; the sample's position is named.
     """
-    n, shared = len(samples), dist.is_available() and dist.is_initialized()
-    rank, world = (dist.get_rank(), dist.get_world_size()) if shared else (0, 1)
-    edges = [n * r // world for r in range(world + 1)]
-    part = samples.subset(range(edges[rank], edges[rank + 1])) if world > 1 else samples
-    features, labels = _extract(backbone, part, batch_size)
-    if world > 1:
-        sizes = [b - a for a, b in itertools.pairwise(edges)]
-        features, labels = _gather(features, sizes, backbone.device), _gather(labels, sizes, backbone.device)
+    n = len(samples)
+    start, stop = own_stretch(n)
+    own = samples.subset(range(start, stop))
+    features, labels = (joined(part) for part in _extract(backbone, own, batch_size))
     bad = (~features.isfinite().all(1)).nonzero().flatten()
     if len(bad):
         raise ModelError(
@@ -95,13 +90,3 @@ def _extract(backbone: Backbone | FeatureExtractor, samples: Samples, batch_size
             labels.append(y.cpu())
     back = torch.from_numpy(np.argsort(order))
     return torch.cat(features)[back], torch.cat(labels)[back]
-
-
-def _gather(own: Tensor, sizes: list[int], device: torch.device) -> Tensor:
-    """The stretches of all processes in order; padded to one length on the way, as all_gather needs."""
-    target = device if dist.get_backend() == "nccl" else torch.device("cpu")
-    padded = torch.zeros(max(sizes), *own.shape[1:], dtype=own.dtype, device=target)
-    padded[: len(own)] = own.to(target)
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:size] for part, size in zip(parts, sizes)]).cpu()

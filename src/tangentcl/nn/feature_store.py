@@ -7,15 +7,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 
 from tangentcl.data import Samples, Table, Task, TaskStream, Transform
@@ -29,6 +28,7 @@ from tangentcl.nn.extract import FeatureExtractor, evaluating, extract_features
 from tangentcl.nn.feature_segment import KEY, Segment, write_segment
 from tangentcl.nn.known import FeatureTransform
 from tangentcl.nn.matmul_route import fastest_route, matmul_route
+from tangentcl.processes import agreed, is_first
 
 try:
     import fcntl
@@ -39,7 +39,6 @@ FORMAT = 1
 ROWS = 2048  # samples of a segment
 LIMIT = 20_000_000_000
 PROBED = 32  # samples that routes of products are compared on
-T = TypeVar("T")
 Say = Callable[[int, int], None]  # samples computed so far, and to be computed
 
 
@@ -150,22 +149,22 @@ class FeatureStore:
             first.setdefault(key, position)
         self._make(space)
         known = self._known(space)
-        missing = _agreed([position for key, position in first.items() if key not in known])
+        missing = agreed([position for key, position in first.items() if key not in known])
         done = 0
         while done < len(missing):
             part = missing[done : done + ROWS]
             with self._locked(space):
                 known = self._known(space)  # of another run, meanwhile
-                part = _agreed([position for position in part if keys[position] not in known])
+                part = agreed([position for position in part if keys[position] not in known])
                 if part:
                     chosen = samples.subset(part)
                     extractor = self._extractor(backbone, chosen, space)
                     with autocast(), self._route(backbone, chosen, space):
                         found, _ = extract_features(extractor, chosen, batch_size)
                     self.computed += len(part)
-                    if _is_main():
+                    if is_first():
                         write_segment(space.folder, [keys[position] for position in part], found.numpy())
-                _together()
+                agreed(None)  # written
             done = min(done + ROWS, len(missing))
             say(done, len(missing))
         known = self._known(space)
@@ -228,14 +227,13 @@ class FeatureStore:
         """For each space: what it is, its files, their bytes, and when it was last used (seconds since 1970)."""
         found = []
         for folder in sorted(self.folder.glob("*/")):
-            files = list(folder.glob("*.safetensors"))
+            files = _files(folder.glob("*.safetensors"))
             try:
                 about = json.loads((folder / "about.json").read_text())
             except (OSError, ValueError):
                 about = {"damaged": folder.name}
-            sizes = [path.stat() for path in files]
-            used = max((size.st_mtime for size in sizes), default=0.0)
-            found.append((about, len(files), sum(size.st_size for size in sizes), used))
+            used = max((time for time, _, _ in files), default=0.0)
+            found.append((about, len(files), sum(size for _, size, _ in files), used))
         return found
 
     def verify(self) -> list[tuple[Path, str]]:
@@ -254,7 +252,7 @@ class FeatureStore:
         Raises:
             DataError: the disk refuses.
         """
-        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        size = sum(size for _, size, _ in _files(self.folder.rglob("*")))
         self._open.clear()
         try:
             if self.folder.is_dir():
@@ -285,17 +283,17 @@ class FeatureStore:
             backbone.features(backbone.model, to_device(batch, backbone.device))
 
         route = "default"
-        if _is_main():
+        if is_first():
             batch, _ = next(samples.subset(middle).batches(PROBED))
             with evaluating(backbone):
                 route = fastest_route(self.folder, key=space.folder.name, work=work)
-        return matmul_route(_agreed([route])[0])
+        return matmul_route(agreed(route))
 
     def _make(self, space: Space) -> None:
         try:
             space.folder.mkdir(parents=True, exist_ok=True)
             about = space.folder / "about.json"
-            if _is_main() and not about.exists():
+            if is_first() and not about.exists():
                 write_whole(about, json.dumps(space.about, indent=1).encode())
         except OSError as error:
             raise DataError(
@@ -314,9 +312,10 @@ class FeatureStore:
                     continue  # removed by another process
                 except (Damaged, OSError):
                     self.rebuilt += 1
-                    path.unlink(missing_ok=True)
+                    _remove(path)
                     continue
-                os.utime(path)
+                with suppress(OSError):  # a folder that only others write
+                    os.utime(path)
             segment = self._open[path]
             known |= {key: (segment, row) for row, key in enumerate(segment.keys)}
         return known
@@ -324,7 +323,7 @@ class FeatureStore:
     @contextmanager
     def _locked(self, space: Space) -> Iterator[None]:
         """One run at a time computes features of a space; where the file system has no locks, all do."""
-        if not _is_main() or fcntl is None:
+        if not is_first() or fcntl is None:
             yield
             return
         with open(space.folder / "lock", "w") as file:
@@ -334,15 +333,15 @@ class FeatureStore:
 
     def _evict(self) -> None:
         """Down to the limit; what this process has open stays."""
-        if not _is_main():
+        if not is_first():
             return
-        files = [(path.stat().st_mtime, path.stat().st_size, path) for path in self.folder.glob("*/*.safetensors")]
+        files = _files(self.folder.glob("*/*.safetensors"))
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self.limit:
                 return
             if path not in self._open:
-                path.unlink(missing_ok=True)
+                _remove(path)
                 total -= size
 
 
@@ -355,19 +354,21 @@ def _tokenizer(transform: Transform) -> dict[str, str]:
     return {"tokenizer_sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _is_main() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+def _files(paths: Iterable[Path]) -> list[tuple[float, int, Path]]:
+    """When each file was last used, and its bytes; without those that another process has just removed."""
+    found = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            about = path.stat()
+            found.append((about.st_mtime, about.st_size, path))
+    return found
 
 
-def _agreed(values: Sequence[T]) -> list[T]:
-    """The first process's word."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return list(values)
-    box = [list(values)]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _together() -> None:
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be removed ({error.strerror or error}). Name another folder in TANGENTCL_CACHE, or run "
+            "with --no-cache."
+        ) from error

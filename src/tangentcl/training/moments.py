@@ -16,6 +16,7 @@ from tangentcl.linalg.sketch_file import read_tensors, write_tensors
 from tangentcl.methods import Method
 from tangentcl.nn import Backbone
 from tangentcl.nn.backbone import to_device
+from tangentcl.processes import is_first, rank_and_world
 from tangentcl.training.stage import Stage
 
 FOLDER = "moments"  # inside a record
@@ -55,7 +56,7 @@ def save_moments(
         return None
     moments = collect_moments(backbones[0], task, sketch=sketch, k=k, layers_k=layers_k, batch_size=batch_size)
     path = Path(folder) / FOLDER / f"task-{task.index:03d}.safetensors"
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
+    if is_first():
         try:
             write_tensors(path, moments.header, moments.tensors())
         except OSError as error:
@@ -79,7 +80,7 @@ def collect_moments(
     moments = TaskMoments.empty(backbone.width, sketch=sketch, k=k, task=task.index, name=task.name)
     layers = adapted_layers(backbone) if layers_k else {}
     moments.layers.update(layer_sketches(layers, sketch, layers_k))
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     own = task.train_eval.short_first()[rank::world]
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()

@@ -1,10 +1,14 @@
-"""Several processes on one forecast: who takes what, sums and stretches brought together."""
+"""Several processes on one computation: who takes what, sums and stretches brought together."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -12,6 +16,24 @@ def rank_and_world() -> tuple[int, int]:
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return rank_and_world()[0] == 0
+
+
+def agreed(value: T) -> T:
+    """The first process's value, in every process.
+
+    >>> agreed([3, 1])
+    [3, 1]
+    """
+    if rank_and_world()[1] == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def own_stretch(n: int) -> tuple[int, int]:
