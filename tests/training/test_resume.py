@@ -230,3 +230,22 @@ def test_every_global_generator_is_set_back() -> None:
     np.random.randn(1)  # a spare normal number is part of the state
     set_generators(state, device)
     assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == before
+
+
+def test_what_was_read_is_let_go_of_and_a_failure_on_the_way_back_is_heard(build, tiny_stream, tmp_path) -> None:
+    run(build, tiny_stream, tmp_path, observe=stop_at("step", 6, interrupt))
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.exist
+    assert checkpoints.found() is checkpoints.found() is not None
+
+    class Breaks:
+        def before(self, stage: Any) -> None:
+            assert checkpoints.replaying
+            raise ConfigError("broken")
+
+        def after(self, stage: Any) -> None: ...
+
+    with pytest.raises(ConfigError, match="broken"):
+        run_stream(build(), tiny_stream, PLAN, checkpoints=checkpoints, watchers=[Breaks()])
+    assert not checkpoints.replaying
+    assert checkpoints._state is None

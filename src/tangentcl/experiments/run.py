@@ -229,14 +229,8 @@ def _run_one(
     learners = run.folder / "checkpoints"
     if writer is not None and state is None:
         remove_learners(learners)
-    watchers: list[StageWatcher] = []
-    if run.theory is not None:
-        watchers.append(_theory(run.theory, ready, writer))
-    if experiment.save == "tasks":
-        watchers.append(LearnerKeeper(learners))
-    watchers.append(MomentsWriter(run.folder, clear=state is None))
-    if run.forecast is not None:  # last, so next to training: it counts the seconds between its two looks
-        watchers.append(_forecasting(run.forecast, ready, writer, emit))
+    watchers = _watchers(experiment, run, ready, writer, emit, fresh=state is None)
+    del state  # it holds all that was learned a second time
     try:
         if store is not None and method.reads_features:
             ready = _known(store, ready, features, run.plan, runtime, emit)
@@ -267,6 +261,21 @@ def _run_one(
             raise  # the other processes may be waiting for this one
         return run.outcome("failed", reason)
     return run.outcome("done")
+
+
+def _watchers(
+    experiment: Experiment, run: Run, stream: TaskStream, writer: RecordWriter | None, emit: Emit, *, fresh: bool
+) -> list[StageWatcher]:
+    """Who looks on; the last one looks last before a task and first after it."""
+    watchers: list[StageWatcher] = []
+    if run.theory is not None:
+        watchers.append(_theory(run.theory, stream, writer))
+    if experiment.save == "tasks":
+        watchers.append(LearnerKeeper(run.folder / "checkpoints"))
+    watchers.append(MomentsWriter(run.folder, clear=fresh))
+    if run.forecast is not None:  # last, so next to training: it counts the seconds between its two looks
+        watchers.append(_forecasting(run.forecast, stream, writer, emit))
+    return watchers
 
 
 def _known(
@@ -345,7 +354,7 @@ def _is_done(run: Run) -> bool:
     """
     if not (run.folder / "status.json").exists():
         return False
-    stopped = Checkpoints(run.states).found() is not None
+    stopped = Checkpoints(run.states).exist
     try:
         abandoned = is_abandoned(run.folder)
         if abandoned and not stopped:

@@ -87,6 +87,15 @@ class Checkpoints:
         self.about: dict[str, Any] = {}
         self._state: State | None = None
 
+    @property
+    def exist(self) -> bool:
+        """Whether there is a state, readable or not."""
+        return bool(self._files())
+
+    def forget(self) -> None:
+        """Let go of what `found` read: it holds all that was learned a second time."""
+        self._state = None
+
     def audible(self, emit: Emit) -> Emit:
         """``emit`` that is silent while the run is on its way back to a state."""
         return lambda event, fields: None if self.replaying else emit(event, fields)
@@ -119,7 +128,7 @@ class Checkpoints:
         return sorted(found, key=lambda one: (one[1] if one[2] >= 0 else one[1] + 1, one[2]), reverse=True)
 
     def found(self) -> State | None:
-        """The newest state that can be read, with what it builds on.
+        """The newest state that can be read, with what it builds on; kept until `forget`.
 
         Raises:
             RecordError: states are there, but none of them can be used.

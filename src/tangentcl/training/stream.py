@@ -127,39 +127,81 @@ def run_stream(
     runtime = runtime or Runtime(device=plan.device, precision=plan.precision)
     stream = with_backbone_transforms(stream, method)
     method.to(runtime.device)
-    result = StreamResult.empty(stream)
-    if checkpoints is None:
-        state = None
-    else:
-        state = go_on(checkpoints, method, stream, plan, runtime, watchers)
-        emit = checkpoints.audible(emit)
-    first, began = 0, time.perf_counter()
-    passed = sum(module.passes for module in method.modules() if isinstance(module, Backbone))
-    if state is None:
-        emit("run_started", {"n_tasks": len(stream), "n_classes": stream.n_classes})
-    else:
-        if state.after is not None:
-            result.load_state_dict(state.after["result"])
-            first, began = state.after["task"] + 1, began - state.after["seconds"]
-        emit("resumed", {"n_tasks": len(stream), "task": first, "step": state.step, "notes": list(state.notes)})
+    run = _Run(method, stream, plan, runtime, emit, watchers, checkpoints)
     try:
         with nullcontext() if checkpoints is None or runtime.world > 1 else checkpoints.stopping.listening():
-            for task in stream.tasks[first:]:
-                within = state.within if state is not None and task.index == first else None
-                if learn_task(method, task, plan, runtime, emit, watchers, checkpoints, within):
-                    evaluate_stage(method, stream, task.index, result, plan, runtime, emit)
-                else:
-                    result.predictions.append(Predictions({}))
-                if checkpoints is not None:
-                    found, seconds = result.state_dict(), time.perf_counter() - began
-                    checkpoints.task_done(task.index, method, watchers, runtime, result=found, seconds=seconds)
+            return run.learn()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         if not isinstance(error, TangentclError):
             explain_wrong_input(method, stream, runtime, error)
         raise
-    passes = sum(module.passes for module in method.modules() if isinstance(module, Backbone)) - passed
-    emit("run_finished", {"seconds": time.perf_counter() - began, "backbone_passes": passes})
-    return result
+    finally:
+        if checkpoints is not None:
+            checkpoints.replaying = False  # whatever is said from here on was not said before
+            checkpoints.forget()
+
+
+class _Run:
+    """A method on its way through a stream; arguments as for `run_stream`."""
+
+    def __init__(
+        self,
+        method: Method,
+        stream: TaskStream,
+        plan: TrainingPlan,
+        runtime: Runtime,
+        emit: Emit,
+        watchers: Sequence[StageWatcher],
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        self.method, self.stream, self.plan, self.runtime = method, stream, plan, runtime
+        self.emit = emit if checkpoints is None else checkpoints.audible(emit)
+        self.watchers, self.checkpoints = watchers, checkpoints
+        self.result = StreamResult.empty(stream)
+        self.began = time.perf_counter()
+        self.passed = passes(method)
+
+    def learn(self) -> StreamResult:
+        """All tasks that are left."""
+        first, within = self._begin()
+        for task in self.stream.tasks[first:]:
+            self._task(task, within)
+            within = None
+        seconds = time.perf_counter() - self.began
+        self.emit("run_finished", {"seconds": seconds, "backbone_passes": passes(self.method) - self.passed})
+        return self.result
+
+    def _begin(self) -> tuple[int, dict[str, Any] | None]:
+        """The first task that is left, and the state within it, if there is one."""
+        of = (self.method, self.stream, self.plan, self.runtime, self.watchers)
+        state = None if self.checkpoints is None else go_on(self.checkpoints, *of)
+        n_tasks = len(self.stream)
+        if state is None:
+            self.emit("run_started", {"n_tasks": n_tasks, "n_classes": self.stream.n_classes})
+            return 0, None
+        first = 0
+        if state.after is not None:
+            self.result.load_state_dict(state.after["result"])
+            first, self.began = state.after["task"] + 1, self.began - state.after["seconds"]
+        self.emit("resumed", {"n_tasks": n_tasks, "task": first, "step": state.step, "notes": list(state.notes)})
+        return first, state.within
+
+    def _task(self, task: Task, within: dict[str, Any] | None) -> None:
+        """Learn a task, evaluate after it, keep the state."""
+        method, runtime, checkpoints = self.method, self.runtime, self.checkpoints
+        if learn_task(method, task, self.plan, runtime, self.emit, self.watchers, checkpoints, within):
+            evaluate_stage(method, self.stream, task.index, self.result, self.plan, runtime, self.emit)
+        else:
+            self.result.predictions.append(Predictions({}))
+        if checkpoints is not None:
+            checkpoints.forget()
+            found, seconds = self.result.state_dict(), time.perf_counter() - self.began
+            checkpoints.task_done(task.index, method, self.watchers, runtime, result=found, seconds=seconds)
+
+
+def passes(method: Method) -> int:
+    """Samples that went through the method's backbones so far."""
+    return sum(module.passes for module in method.modules() if isinstance(module, Backbone))
 
 
 def with_backbone_transforms(stream: TaskStream, method: Method) -> TaskStream:
@@ -241,11 +283,7 @@ def learn_task(
     reset_peak_memory(runtime.device)  # what follows is training
     steps = 0
     if any(p.requires_grad for p in method.parameters()):
-        fit = TaskFit(method, task, samples, plan, runtime, emit)
-        if within is not None:
-            fit.load_state_dict({**within["fit"], "generators": within["fit"]["generators"][runtime.rank]})
-            began -= within["seconds"]
-        steps = fit.run() if checkpoints is None else _kept(fit, checkpoints, began)
+        steps, began = _trained(stage, emit, checkpoints, within, began)
     method.eval()
     with runtime.autocast():
         method.end_task(task)
@@ -266,11 +304,19 @@ def learn_task(
     return True
 
 
-def _kept(fit: TaskFit, checkpoints: Checkpoints, began: float) -> int:
-    """`TaskFit.run` with states kept on the way."""
+def _trained(
+    stage: Stage, emit: Emit, checkpoints: Checkpoints | None, within: dict[str, Any] | None, began: float
+) -> tuple[int, float]:
+    """The gradient phase, with states kept on the way: steps done, and when training began, less what was lost."""
+    fit = TaskFit(stage.method, stage.task, stage.samples, stage.plan, stage.runtime, emit)
+    if within is not None:
+        fit.load_state_dict({**within["fit"], "generators": within["fit"]["generators"][stage.runtime.rank]})
+        began -= within["seconds"]
+    if checkpoints is None:
+        return fit.run(), began
     checkpoints.replaying = False
     with checkpoints.stopping.waiting():
-        return fit.run(after_step=lambda fit: checkpoints.step_done(fit, time.perf_counter() - began))
+        return fit.run(after_step=lambda fit: checkpoints.step_done(fit, time.perf_counter() - began)), began
 
 
 def evaluate_stage(
