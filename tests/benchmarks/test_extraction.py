@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+import benchmarks.extraction
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    import benchmarks.extraction
-
+def bench():
     threads = torch.get_num_threads()
     yield benchmarks.extraction
     torch.set_num_threads(threads)
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 def test_images_are_measured_and_texts_left_out_without_data(bench, monkeypatch, capsys) -> None:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from benchmarks.head_table import main
 
 from tangentcl.experiments import load_experiment
 from tangentcl.experiments.run import run_experiment
 from tangentcl.records import Record
 
-ROOT = Path(__file__).parents[2]
 METHODS = {
     "nearest class mean": 'name = "ncm"',
     "units": 'name = "ranpac"\nn_units = 30',
     "all at once": 'name = "ranpac"\nn_units = 30\njoint = true',
 }
-
-
-@pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    import benchmarks.head_table
-
-    yield benchmarks.head_table.main
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 def written(path: Path, methods: dict[str, str]) -> str:
@@ -36,9 +25,9 @@ def written(path: Path, methods: dict[str, str]) -> str:
     return str(path)
 
 
-def test_a_row_for_each_method_with_the_numbers_of_its_runs(table, tmp_path, capsys) -> None:
+def test_a_row_for_each_method_with_the_numbers_of_its_runs(tmp_path, capsys) -> None:
     file = written(tmp_path / "digits.toml", METHODS)
-    table([file])
+    main([file])
     lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     found = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[2:]}
     assert list(found) == list(METHODS)
@@ -55,6 +44,6 @@ def test_a_row_for_each_method_with_the_numbers_of_its_runs(table, tmp_path, cap
 
 
 @pytest.mark.parametrize("method", ['name = "finetune"\ntune = "head"', 'name = "ranpac"\nfirst_session = "full"'])
-def test_a_method_that_trains_is_refused(table, tmp_path, method) -> None:
+def test_a_method_that_trains_is_refused(tmp_path, method) -> None:
     with pytest.raises(SystemExit, match="trains by gradient"):
-        table([written(tmp_path / "digits.toml", {"trained": method})])
+        main([written(tmp_path / "digits.toml", {"trained": method})])

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import benchmarks.heads
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
 TINY = {
     **{"width": 16, "classes": 6, "test": 60, "samples": 240, "tasks": 3, "units": 60},
     **{"small-samples": 40, "small-tasks": 3, "small-units": 200, "stream": 120},
@@ -16,15 +13,10 @@ TINY = {
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    import benchmarks.heads
-
+def bench():
     threads = torch.get_num_threads()
     yield benchmarks.heads
     torch.set_num_threads(threads)
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
 
 
 @pytest.fixture

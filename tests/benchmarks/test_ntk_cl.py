@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import benchmarks.ntk_cl
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    import benchmarks.ntk_cl
-
-    yield benchmarks.ntk_cl
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
+def bench():
+    return benchmarks.ntk_cl
 
 
 def test_loss_gradients_and_scores_equal_the_naive_computation(bench) -> None:
