@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,8 @@ from tangentcl.errors import ConfigError
 from tangentcl.forecast.problem import LinearProblem
 from tangentcl.forecast.rules import Rule
 from tangentcl.forecast.spaces import Rows
+
+Penalty = Callable[[Mapping[str, Tensor]], Tensor]  # values of parameters by name -> a scalar
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Steps:
         rule: makes a fresh optimiser for one tensor.
         rates: learning rate of every step; head_rates: those of the linear head.
         rows: the new samples of every step.
+        penalty: added to the loss, of the values of what trains by name; None where nothing is.
     """
 
     rule: Callable[[], Rule]
     rates: tuple[float, ...]
     head_rates: tuple[float, ...]
     rows: Sequence[Rows]
+    penalty: Penalty | None = None
 
 
 class Dynamics(ABC):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tangentcl.errors import DataError
 from tangentcl.forecast import verdicts
+from tangentcl.forecast.inputs import Inputs
 from tangentcl.forecast.old_kernel import Mode, OldKernel
 from tangentcl.forecast.trust import Trust
 from tangentcl.forecast.vulnerability import Vulnerability
@@ -28,6 +29,23 @@ class Cost:
 
     seconds: float = 0.0
     forward_passes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a forecast is of.
+
+    Attributes:
+        old: the old samples.
+        outputs: ``outputs(model, batch) -> [n, C]``.
+        head: name in the model of the linear layer that makes the outputs; None where there is none.
+        parameters: values of what trains as training will leave it, by name in the model.
+    """
+
+    old: Inputs
+    outputs: Callable[[Any, Any], Tensor]
+    head: str | None
+    parameters: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,7 @@ class Forecast:
         labels: of the old samples, int64 [n], or None.
         trust: how far to believe a forecast that is local; None for an exact one.
         cost: of the forecast.
+        origin: old samples and displacement that it is of; None where only features were given.
     """
 
     outputs: Tensor
@@ -62,6 +81,7 @@ class Forecast:
     labels: Tensor | None = field(default=None, repr=False)
     trust: Trust | None = None
     cost: Cost = field(default_factory=Cost)
+    origin: Origin | None = field(default=None, repr=False)
 
     @property
     def after(self) -> Tensor:

@@ -20,6 +20,7 @@ from tangentcl.forecast.inputs import Inputs
 from tangentcl.forecast.linear import linear_forecast
 from tangentcl.forecast.local_forecast import LocalForecaster
 from tangentcl.forecast.own_loss import PROBE, loss_columns
+from tangentcl.forecast.penalised import Penalised
 from tangentcl.forecast.problem import LinearProblem, check_columns, check_targets, linear_problem
 from tangentcl.forecast.setting import Setting
 from tangentcl.kernels.batch import tensors, with_tensors
@@ -69,6 +70,7 @@ class Prepared:
         if not 0 <= refine < 1:
             raise ConfigError(f"refine is a share of the training, at least 0 and below 1, got {refine!r}")
         began = time.perf_counter()
+        dynamics = self._as_trained(dynamics)
         columns = self.columns(dynamics.loss)
         if self.form == "exact":
             found = self._exactly(dynamics, columns)
@@ -81,12 +83,16 @@ class Prepared:
 
         Exact for a linear head, else of the local model.
         """
+        dynamics = self._as_trained(dynamics)
         columns = self.columns(dynamics.loss)
         if self.form != "exact":
             return self._localised(dynamics.loss, columns).parameters_after(dynamics)
+        return self._moved(dynamics.displacement(self._problem(columns)).weight)
+
+    def _moved(self, moved: Tensor) -> dict[str, Tensor]:
+        """Values of the head's parameters after a change of the head, [d (+ 1), C]."""
         s = self._setting
         assert s.head is not None
-        moved = dynamics.displacement(self._problem(columns)).weight  # [d (+ 1), C]
         names = {id(p): name for name, p in s.network.parameters.items()}
         pieces = {"weight": moved[: s.head.weight.shape[1]].T, "bias": moved[-1]}
         own = {key: p for key, p in s.head.named_parameters(recurse=False) if id(p) in names}
@@ -129,6 +135,15 @@ class Prepared:
             raise ModelError(f"only the exact form has a linear problem, this forecast has the form '{self.form}'")
         return self._problem(self.columns(loss))
 
+    def _as_trained(self, dynamics: Dynamics) -> Dynamics:
+        """The recipe with the penalty that the model adds to its loss: one that has a method ``penalty`` is asked."""
+        own = getattr(self._model, "penalty", None)
+        s = self._setting
+        if not callable(own) or not dynamics.has_steps or isinstance(dynamics, Penalised):
+            return dynamics
+        parts = {} if s.head is None else {part: f"{s.head_name}.{part}" for part, _ in s.head.named_parameters()}
+        return Penalised(inner=dynamics, penalty=own, **parts)
+
     def _problem(self, columns: Sequence[int] | None) -> LinearProblem:
         s = self._setting
         assert s.head is not None
@@ -157,10 +172,19 @@ class Prepared:
         s = self._setting
         assert s.head is not None
         problem = self._problem(columns)
+        moved = dynamics.displacement(problem)
         found = linear_forecast(
-            self._old_features(), s.head, problem, dynamics, seen=s.seen, labels_old=s.old.labels, notes=s.notes
+            self._old_features(),
+            s.head,
+            problem,
+            dynamics,
+            seen=s.seen,
+            labels_old=s.old.labels,
+            notes=s.notes,
+            moved=moved,
         )
-        return replace(found, cost=Cost(forward_passes=len(s.new) + len(s.old)))
+        cost = Cost(forward_passes=len(s.new) + len(s.old))
+        return replace(found, cost=cost, origin=s.origin(self._moved(moved.weight)))
 
     def _old_features(self) -> Tensor:
         if self._old is None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,27 @@ from torch import Tensor, nn
 from tangentcl.errors import DataError, ModelError, nearest
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.linalg import Sketch, make_sketch, with_constant
+from tangentcl.nn import GrowingLinear
 
 SAME = 1e-9  # relative difference up to which a float64 layer counts as linear
 TOKENS = 16  # of the inputs of one sample, on average, that a layer's moment is made of
+
+
+def is_linear(layer: object) -> TypeGuard[nn.Linear | GrowingLinear]:
+    """Whether it is a linear layer without anything around it, a head that grows included."""
+    return isinstance(layer, (nn.Linear, GrowingLinear))
+
+
+def base_weight(layer: nn.Module) -> Tensor:
+    """Weight [d_out, d_in] of a linear layer, or of the one that an adapter is around.
+
+    Raises:
+        ModelError: there is none.
+    """
+    base = getattr(layer, "base_layer", layer)  # what peft wraps
+    if not is_linear(base):
+        raise ModelError(f"expected a linear layer or an adapter around one, got {type(layer).__name__}")
+    return base.weight
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -29,7 +47,7 @@ def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     for name, module in model.named_modules():
         base = getattr(module, "base_layer", module)  # what peft wraps
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(base, nn.Linear) and not inside and any(p.requires_grad for p in module.parameters()):
+        if is_linear(base) and not inside and any(p.requires_grad for p in module.parameters()):
             found[name] = module
     return found
 
@@ -40,10 +58,7 @@ def layer_sketches(layers: Mapping[str, nn.Module], kind: str, k: int) -> dict[s
 
 
 def _width(layer: nn.Module) -> int:
-    base = getattr(layer, "base_layer", layer)
-    if not isinstance(base, nn.Linear):
-        raise ModelError(f"expected a linear layer or an adapter around one, got {type(layer).__name__}")
-    return base.in_features
+    return base_weight(layer).shape[1]
 
 
 @contextmanager
@@ -56,26 +71,43 @@ def layer_inputs(layers: Mapping[str, nn.Module], sketches: Mapping[str, Sketch]
         A list for the mask of the batch, [B, N]: tokens where it is 0 are left out of inputs [B, N, d].
     """
     mask: list[Tensor] = []
-    generator = torch.Generator().manual_seed(0)
+    draw = torch.Generator().manual_seed(0)
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            x = [*inputs, *keywords.values()][0].detach()
-            masked = mask and x.ndim == 3 and x.shape[:2] == mask[-1].shape
-            rows = x[mask[-1].to(x.device).bool()] if masked else x.reshape(-1, x.shape[-1])
-            most = TOKENS * len(x)
-            if len(rows) > most:
-                rows = rows[torch.randperm(len(rows), generator=generator)[:most].to(rows.device)]
-            sketches[name].update(with_constant(rows.cpu(), 1.0))
+    def keep(name: str, x: Tensor, output: Any) -> None:
+        rows = token_rows(x.detach(), mask[-1] if mask else None, draw)
+        sketches[name].update(with_constant(rows.cpu(), 1.0))
+
+    with layer_calls(layers, keep):
+        yield mask
+
+
+@contextmanager
+def layer_calls(layers: Mapping[str, nn.Module], called: Callable[[str, Tensor, Any], None]) -> Iterator[None]:
+    """While it lasts, ``called(name, input, output)`` hears of every call of the layers."""
+
+    def heard(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            called(name, [*inputs, *keywords.values()][0], output)
 
         return hook
 
-    handles = [module.register_forward_hook(keep(name), with_kwargs=True) for name, module in layers.items()]
+    handles = [module.register_forward_hook(heard(name), with_kwargs=True) for name, module in layers.items()]
     try:
-        yield mask
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def token_rows(x: Tensor, mask: Tensor | None, draw: torch.Generator) -> Tensor:
+    """Inputs of a layer, [B, ..., d], as rows [m, d]: without tokens [B, N] where the mask is 0.
+
+    Of more than `TOKENS` tokens per sample a draw of that many is taken.
+    """
+    masked = mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape
+    rows = x[mask.to(x.device).bool()] if masked and mask is not None else x.reshape(-1, x.shape[-1])
+    most = TOKENS * len(x)
+    return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=draw)[:most].to(rows.device)]
 
 
 def effective_weight(layer: nn.Module, values: Mapping[str, Tensor] | None = None) -> Tensor:

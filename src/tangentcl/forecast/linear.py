@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentcl.errors import DataError
-from tangentcl.forecast.dynamics import Dynamics
+from tangentcl.forecast.dynamics import Displacement, Dynamics
 from tangentcl.forecast.forecast import Forecast
 from tangentcl.forecast.old_kernel import FeatureModes
 from tangentcl.forecast.problem import LinearProblem, head_matrix, linear_problem
@@ -71,15 +71,16 @@ def linear_forecast(
     seen: int | None,
     labels_old: Tensor | None,
     notes: tuple[str, ...] = (),
+    moved: Displacement | None = None,
 ) -> Forecast:
-    """`forecast_linear` for a problem that is made already; with notes it is not exact."""
+    """`forecast_linear` for a problem that is made already, or solved already; with notes it is not exact."""
     n_outputs, d = head.weight.shape
     if features.ndim != 2 or features.shape[1] != d or not len(features):
         raise DataError(f"expected features of old samples [n, {d}], got {list(features.shape)}")
     seen = n_outputs if seen is None else seen
     if not 0 < seen <= n_outputs:
         raise DataError(f"seen must be from 1 to the {n_outputs} outputs of the head, got {seen}")
-    moved = dynamics.displacement(problem)
+    moved = dynamics.displacement(problem) if moved is None else moved
     dtype = torch.promote_types(features.dtype, torch.float32)
     outputs = _linear(features, head_matrix(head.weight, head.bias).to(features.device), head.bias is not None, dtype)
     drift = _linear(features, moved.weight.to(features.device), head.bias is not None, dtype)

@@ -143,6 +143,11 @@ def follow(
                 "become infinite. Try a smaller lr."
             )
         gradients = torch.autograd.grad(f, list(values.values()), residual, allow_unused=True)
+        if found.penalty is not None:
+            added = torch.autograd.grad(found.penalty(values), list(values.values()), allow_unused=True)
+            gradients = tuple(
+                g if more is None else more if g is None else g + more for g, more in zip(gradients, added)
+            )
         with torch.no_grad():
             for (name, value), gradient in zip(values.items(), gradients):
                 if gradient is None:  # a torch optimiser leaves it alone, decay included

@@ -113,6 +113,7 @@ class LocalForecaster:
             labels=None if s.old.labels is None or s.old.labels.is_floating_point() else s.old.labels,
             trust=trust,
             cost=Cost(forward_passes=passes + around.passes + looked),
+            origin=s.origin(course.values),
         )
 
     def parameters_after(self, dynamics: Dynamics) -> Values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,14 +14,25 @@ from tangentcl.forecast.spaces import Rows, Space
 
 
 def recurse(
-    problem: LinearProblem, space: Space, rule: Rule, loss: str, rates: Sequence[float], batches: Sequence[Rows]
+    problem: LinearProblem,
+    space: Space,
+    rule: Rule,
+    loss: str,
+    rates: Sequence[float],
+    batches: Sequence[Rows],
+    pull: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Train step by step in the coordinates of ``space``; the change of the weights in the loss, [d, C_active]."""
+    """Train step by step in the coordinates of ``space``; the change of the weights in the loss, [d, C_active].
+
+    Args:
+        pull: gradient of what is added to the loss, in the same coordinates.
+    """
     state = space.start.clone()
     for rate, rows in zip(rates, batches, strict=True):
         targets = problem.targets[rows]
         residual = loss_residual(loss, space.outputs(rows, state), targets) / len(targets)
-        rule(state, space.gradient(rows, residual), rate)
+        gradient = space.gradient(rows, residual)
+        rule(state, gradient if pull is None else gradient + pull(state), rate)
     return space.change(state)
 
 

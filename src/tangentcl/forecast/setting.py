@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentcl.errors import DataError
+from tangentcl.forecast.forecast import Origin
 from tangentcl.forecast.head import Linear, watched
 from tangentcl.forecast.inputs import Inputs, mapped
 from tangentcl.forecast.sites import Values
@@ -54,6 +55,16 @@ class Setting:
     def device(self) -> torch.device:
         """Of the parameters."""
         return next(iter(self.network.parameters.values())).device
+
+    @property
+    def head_name(self) -> str | None:
+        """Of the head in the model."""
+        found = [name for name, module in self.network.model.named_modules() if module is self.head]
+        return found[0] if found else None
+
+    def origin(self, parameters: Values) -> Origin:
+        """What a forecast with these values after training is of."""
+        return Origin(self.old, self.network.output_function, self.head_name, parameters)
 
     def body(self) -> Network:
         """The network up to the head's input, and what trains in it; the whole network without a head."""

@@ -16,6 +16,7 @@ from tangentcl.methods.nystrom import Nystrom
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
 from tangentcl.methods.slda import SLDA
+from tangentcl.methods.spectral import Spectral
 
 METHODS: dict[str, type[Method]] = {
     "finetune": Finetune,
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "nystrom": Nystrom,
     "loranpac": LoRanPAC,
     "ntk_fscil": NTKFSCIL,
+    "spectral": Spectral,
 }
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Nystrom",
     "RanPAC",
     "Replay",
+    "Spectral",
     "method_class",
 ]
 

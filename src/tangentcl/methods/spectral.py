@@ -1,0 +1,119 @@
+"""Fine-tuning held by the spectral regulariser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from tangentcl.data import Samples, Task
+from tangentcl.errors import ConfigError
+from tangentcl.methods.finetune import Finetune
+from tangentcl.methods.method import Batch, Method
+from tangentcl.nn import Backbone
+from tangentcl.nn.backbone import to_device
+from tangentcl.protect.spectral import SpectralRegularizer
+
+BATCH = 64  # samples per pass at the end of a task
+
+
+class Spectral(Method):
+    r"""`Finetune` on the current task with a penalty on the drift of old outputs, :math:`L + \lambda\,\Omega(\theta)`.
+
+    At the end of every task its second moments are merged into those of the tasks before, k directions of each trained
+    layer and the diagonal of the rest (`tangentcl.SpectralRegularizer`); no sample is kept, and the memory does not
+    grow with tasks. New rows of the head are held as well: what they put out on old samples is intrusion.
+
+    Args:
+        strength: :math:`\lambda`. An old task counts like one new task at 1.
+        k: directions kept of each second moment.
+        form: of the penalty below the head, ``"layers"`` or ``"jacobian"``; with ``tune="head"`` there is nothing
+            below and both are the same.
+        body: factor on everything but the head.
+        weights: of layers below the head, ``"gradients"`` or ``"equal"``, see `tangentcl.protect.layer_penalty`.
+        new_bias: of new rows of the head when they are added. Low, new classes intrude on old samples less.
+
+    The other arguments are those of `Finetune`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        strength: float = 1.0,
+        k: int = 32,
+        form: Literal["layers", "jacobian"] = "layers",
+        body: float = 1.0,
+        weights: Literal["gradients", "equal"] = "gradients",
+        new_bias: float = -2.0,
+        tune: Literal["head", "lora", "full"] = "lora",
+        rank: int = 8,
+        alpha: float | None = None,
+        targets: Sequence[str] = ("query", "value"),
+        dropout: float = 0.0,
+        logits: Literal["all", "current"] = "all",
+    ) -> None:
+        super().__init__()
+        if not abs(new_bias) < float("inf"):
+            raise ConfigError(f"new_bias must be a finite number, got {new_bias!r}")
+        self.learner = Finetune(
+            backbone, tune=tune, rank=rank, alpha=alpha, targets=targets, dropout=dropout, logits=logits
+        )
+        self.new_bias = new_bias
+        self.guard = SpectralRegularizer(
+            self.learner, head="head", k=k, form=form, body=body, weights=weights, strength=strength
+        )
+        self.register_buffer("n_old", torch.zeros((), dtype=torch.int64))
+
+    n_old: Tensor  # tasks whose moments are kept
+
+    def begin_task(self, task: Task) -> None:
+        """Append one row per new class, and hold everything where it is."""
+        head = self.learner.head
+        before = head.n_outputs
+        self.learner.begin_task(task)
+        with torch.no_grad():
+            assert head.bias is not None
+            head.bias[before:] = self.new_bias
+        self.guard.hold(self.learner)
+
+    def training_samples(self, task: Task) -> Samples | None:
+        """The task's own."""
+        return task.train
+
+    def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
+        """``{"cross_entropy": ..., "drift": ...}``, the second from the second task on."""
+        terms = self.learner.training_loss(x, y)
+        return {**terms, "drift": self.penalty(dict(self.named_parameters()))}
+
+    def penalty(self, values: Mapping[str, Tensor]) -> Tensor:
+        r""":math:`\lambda\,t\,\Omega` after t tasks, of values of what trains by name: forecasts ask for it."""
+        inner = {name.removeprefix("learner."): value for name, value in values.items()}
+        return self.guard.strength * self.n_old * self.guard.of(inner)
+
+    def end_task(self, task: Task) -> None:
+        """One pass over the task's samples adds their second moments."""
+        self.guard.observe_batches(self.learner, _Batches(task.train_eval, self.learner.backbone.device))
+        self.n_old += 1
+
+    @property
+    def reads_features(self) -> bool:
+        """With ``tune = "head"``."""
+        return self.learner.reads_features
+
+    def predict(self, x: Batch) -> Tensor:
+        """Logits over all classes seen so far, ``[B, n_seen]``."""
+        return self.learner.predict(x)
+
+
+class _Batches:
+    """Samples in batches on a device, as often as they are asked for."""
+
+    def __init__(self, samples: Samples, device: torch.device) -> None:
+        self.samples, self.device = samples, device
+
+    def __iter__(self) -> Iterator[Any]:
+        for x, _ in self.samples.batches(BATCH):
+            yield to_device(x, self.device)

@@ -1,0 +1,1 @@
+"""Penalties and projections that keep what a model has learned, for any training loop."""
