@@ -288,6 +288,38 @@ def test_domain_settings_that_do_not_fit_are_refused():
         domains(load("digits"), rotations=[0], permutations=[0])
 
 
+@pytest.mark.parametrize("kind", [class_incremental, task_incremental])
+@pytest.mark.parametrize("own", [True, False])
+def test_tuning_sees_the_first_tasks_and_their_validation_samples_alone(kind, own):
+    given_source = source(6, validation=own)
+    share = {} if own else {"validation": 0.25}
+    whole = kind(given_source, 3, order_seed=7, **share)
+    tuning = kind(given_source, 3, order_seed=7, tuning_tasks=2, **share)
+    assert (len(tuning), tuning.n_classes, tuning.options["tuning_tasks"]) == (2, 4, 2)
+    assert tuning.class_names == whole.class_names[:4]
+    for task, full in zip(tuning, whole):
+        assert (task.n_tasks, task.validation) == (2, None)
+        assert task.classes == full.classes
+        assert task.train.ids.tolist() == full.train.ids.tolist()
+        assert task.test.ids.tolist() == full.validation.ids.tolist()
+
+
+def test_tuning_of_domains():
+    given_source, settings = load("digits"), {"rotations": [0, 30, 60], "validation": 0.2, "train_per_class": 10}
+    whole, tuning = domains(given_source, **settings), domains(given_source, **settings, tuning_tasks=2)
+    assert [task.name for task in tuning] == [task.name for task in whole][:2]
+    assert [t.test.ids.tolist() for t in tuning] == [t.validation.ids.tolist() for t in whole][:2]
+
+
+def test_tuning_without_validation_samples_or_tasks_is_refused():
+    with pytest.raises(ConfigError, match="has no validation samples to tune on"):
+        class_incremental(source(4), 2, tuning_tasks=1)
+    with pytest.raises(ConfigError, match="at most 2, the number of tasks, got 3"):
+        class_incremental(source(4, validation=True), 2, tuning_tasks=3)
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        class_incremental(source(4, validation=True), 2, tuning_tasks=0)
+
+
 def test_the_table_of_streams_holds_all_of_them():
     assert {
         "class_incremental": class_incremental,

@@ -21,9 +21,11 @@ class SplitSamples:
         seed: of all draws.
         train_per_class, test_per_class: limits; None = all.
         shots: source label -> number of training samples, instead of ``train_per_class``.
+        on_validation: the validation samples stand where the test samples do, which are left untouched.
 
     Raises:
-        ConfigError: a share or limit outside its range, or a share beside a validation split of the source.
+        ConfigError: a share or limit outside its range, a share beside a validation split of the source, or none where
+            validation samples are asked for.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class SplitSamples:
         train_per_class: int | None,
         test_per_class: int | None,
         shots: Mapping[int, int] | None = None,
+        on_validation: bool = False,
     ) -> None:
         if not 0 <= validation < 1:
             raise ConfigError(f"Expected validation as a share between 0 and 1, got {validation}.")
@@ -54,6 +57,10 @@ class SplitSamples:
             self.validation = Samples(source.train, train[held])
             train = np.delete(train, held)
         self.train = Samples(source.train, train)
+        if on_validation:
+            if not len(self.validation):
+                raise ConfigError(f"{source.name} has no validation samples to tune on. Give validation, as in 0.2.")
+            self.test, self.validation = self.validation, self.validation.subset(np.zeros(0, dtype=np.int64))
 
     def of_classes(self, labels: np.ndarray, stream_label: np.ndarray) -> tuple[Samples, Samples, Samples]:
         """Train, test and validation samples of these source labels, with labels ``stream_label[source label]``."""

@@ -32,6 +32,7 @@ def class_incremental(
     split_seed: int = 0,
     train_per_class: int | None = None,
     test_per_class: int | None = None,
+    tuning_tasks: int | None = None,
 ) -> TaskStream:
     """New classes in every task; the learner is asked about all classes seen so far.
 
@@ -46,6 +47,8 @@ def class_incremental(
         validation: share of each class's training samples held out; 0 takes the source's own validation split, if any.
         split_seed: seed of what is held out and of the limits.
         train_per_class, test_per_class: keep at most so many samples of each class, before validation is held out.
+        tuning_tasks: a stream to choose settings on: only the first so many tasks, tested on their validation samples
+            (Chaudhry et al., "Efficient lifelong learning with A-GEM", 2019). No test sample is looked at.
 
     Raises:
         ConfigError: settings that contradict each other or do not fit the number of classes.
@@ -59,8 +62,10 @@ def class_incremental(
     names, tasks = class_tasks(source, n_tasks, base, increment, groups, order_seed)
     options = _given(n_tasks=n_tasks, base=base, increment=increment, groups=groups, validation=validation)
     options |= _given(split_seed=split_seed, train_per_class=train_per_class, test_per_class=test_per_class)
-    tables = SplitSamples(source, validation, split_seed, train_per_class, test_per_class)
-    return _class_stream(source, "class", names, tasks, tables, order_seed, options)
+    options |= _given(tuning_tasks=tuning_tasks)
+    tables = _split(source, validation, split_seed, train_per_class, test_per_class, tuning_tasks)
+    kept = _kept(len(tasks), tuning_tasks)
+    return _class_stream(source, "class", names[:kept], tasks[:kept], tables, order_seed, options)
 
 
 def task_incremental(
@@ -75,6 +80,7 @@ def task_incremental(
     split_seed: int = 0,
     train_per_class: int | None = None,
     test_per_class: int | None = None,
+    tuning_tasks: int | None = None,
 ) -> TaskStream:
     """As ``class_incremental``, but at test time the learner is told the task, so only its classes compete.
 
@@ -87,8 +93,10 @@ def task_incremental(
     names, tasks = class_tasks(source, n_tasks, base, increment, groups, order_seed)
     options = _given(n_tasks=n_tasks, base=base, increment=increment, groups=groups, validation=validation)
     options |= _given(split_seed=split_seed, train_per_class=train_per_class, test_per_class=test_per_class)
-    tables = SplitSamples(source, validation, split_seed, train_per_class, test_per_class)
-    return _class_stream(source, "task", names, tasks, tables, order_seed, options)
+    options |= _given(tuning_tasks=tuning_tasks)
+    tables = _split(source, validation, split_seed, train_per_class, test_per_class, tuning_tasks)
+    kept = _kept(len(tasks), tuning_tasks)
+    return _class_stream(source, "task", names[:kept], tasks[:kept], tables, order_seed, options)
 
 
 def few_shot(
@@ -160,6 +168,7 @@ def domain_incremental(
     split_seed: int = 0,
     train_per_class: int | None = None,
     test_per_class: int | None = None,
+    tuning_tasks: int | None = None,
 ) -> TaskStream:
     """The same classes in every task, each time from another domain.
 
@@ -171,6 +180,7 @@ def domain_incremental(
         order_seed: seed of the order of domains; None keeps the source's order.
         validation, split_seed: as in ``class_incremental``, for each class in each domain.
         train_per_class, test_per_class: keep at most so many samples of each class in each domain.
+        tuning_tasks: as in ``class_incremental``.
 
     Raises:
         ConfigError: both rotations and permutations, or a validation share beside a validation split.
@@ -183,10 +193,10 @@ def domain_incremental(
     """
     source = _with_domains(source, rotations, permutations)
     options = _given(rotations=rotations, permutations=permutations, validation=validation, split_seed=split_seed)
-    options |= _given(train_per_class=train_per_class, test_per_class=test_per_class)
-    tables = SplitSamples(source, validation, split_seed, train_per_class, test_per_class)
+    options |= _given(train_per_class=train_per_class, test_per_class=test_per_class, tuning_tasks=tuning_tasks)
+    tables = _split(source, validation, split_seed, train_per_class, test_per_class, tuning_tasks)
     domains = source.domain_names or ()
-    order = arrival_order(len(domains), order_seed)
+    order = arrival_order(len(domains), order_seed)[: _kept(len(domains), tuning_tasks)]
     every = tuple(range(len(source.class_names)))
     tasks = []
     for index, domain in enumerate(order):
@@ -216,6 +226,22 @@ STREAMS: dict[str, Callable[..., TaskStream]] = {
     "task_incremental": task_incremental,
     "few_shot": few_shot,
 }
+
+
+def _kept(n_tasks: int, tuning_tasks: int | None) -> int:
+    """How many tasks stay."""
+    if tuning_tasks is None:
+        return n_tasks
+    at_least("tuning_tasks", tuning_tasks, 1)
+    if tuning_tasks > n_tasks:
+        raise ConfigError(f"Expected tuning_tasks of at most {n_tasks}, the number of tasks, got {tuning_tasks}.")
+    return tuning_tasks
+
+
+def _split(
+    source: Source, validation: float, seed: int, train: int | None, test: int | None, tuning_tasks: int | None
+) -> SplitSamples:
+    return SplitSamples(source, validation, seed, train, test, on_validation=tuning_tasks is not None)
 
 
 def _shots(source: Source, labels: np.ndarray, k_shot: int) -> dict[int, int]:
