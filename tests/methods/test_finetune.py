@@ -68,6 +68,7 @@ def test_new_classes_start_at_the_bias_asked_for(
 ) -> None:
     method = Finetune(tiny_backbone(), tune="head", new_bias=-2.0)
     method.begin_task(tiny_stream[0])
+    assert method.head.bias.tolist() == [0.0, 0.0]  # the same shift of all classes would be none
     with torch.no_grad():
         method.head.bias.fill_(0.5)
     method.begin_task(tiny_stream[1])

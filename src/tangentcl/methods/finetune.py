@@ -36,8 +36,9 @@ class Finetune(Method):
         rank, alpha, targets, dropout: of LoRA (Hu et al., ICLR 2022), see `tangentcl.nn.add_lora`; used for
             ``tune="lora"`` only.
         logits: ``"all"`` or ``"current"``.
-        new_bias: initial bias of the head's new rows. About -2 keeps new classes low on old samples, which helps what
-            protects old outputs.
+        new_bias: initial bias of the head's new rows in every task but the first, whose classes start at 0 and have
+            nothing to be low against. About -2 keeps new classes low on old samples, which helps what protects old
+            outputs.
 
     Note:
         Weight decay of the plan also shrinks the rows of old classes, which receive no gradient under
@@ -76,7 +77,7 @@ class Finetune(Method):
 
     def begin_task(self, task: Task) -> None:
         """Append one row per new class to the head."""
-        self.head.grow(task.n_seen, bias=self.new_bias)
+        self.head.grow(task.n_seen, bias=self.new_bias if self.head.n_outputs else 0.0)
         self._current = list(task.classes)
 
     def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
