@@ -1,0 +1,1 @@
+"""What keeps old outputs in place while new tasks are learned."""
