@@ -53,10 +53,12 @@ if TYPE_CHECKING:
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
     from tangentcl.methods import (
+        GPM,
         METHODS,
         NCM,
         NTKCL,
         NTKFSCIL,
+        OGD,
         SLDA,
         FeCAM,
         Finetune,
@@ -85,7 +87,7 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
+    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL GPM OGD",
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -97,10 +99,12 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
+    "GPM",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
+    "OGD",
     "SGD",
     "SLDA",
     "AdamW",

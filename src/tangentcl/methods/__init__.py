@@ -6,6 +6,7 @@ from tangentcl.errors import ConfigError, imported_class
 from tangentcl.methods.analytic import Analytic
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
+from tangentcl.methods.gpm import GPM
 from tangentcl.methods.joint import Joint
 from tangentcl.methods.loranpac import LoRanPAC
 from tangentcl.methods.method import Method
@@ -13,6 +14,7 @@ from tangentcl.methods.ncm import NCM
 from tangentcl.methods.ntk_fscil import NTKFSCIL
 from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.nystrom import Nystrom
+from tangentcl.methods.ogd import OGD
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
 from tangentcl.methods.slda import SLDA
@@ -31,13 +33,17 @@ METHODS: dict[str, type[Method]] = {
     "loranpac": LoRanPAC,
     "ntk_fscil": NTKFSCIL,
     "spectral": Spectral,
+    "gpm": GPM,
+    "ogd": OGD,
 }
 
 __all__ = [
+    "GPM",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
+    "OGD",
     "SLDA",
     "Analytic",
     "FeCAM",

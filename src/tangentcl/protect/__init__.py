@@ -1,1 +1,1 @@
-"""Penalties and projections that keep what a model has learned, for any training loop."""
+"""What keeps old outputs in place while new tasks are learned: penalties and projections, for any training loop."""
