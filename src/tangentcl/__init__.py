@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         TrainingChoice,
         Trust,
         batch_order,
+        effective_time,
         forecast_forgetting,
         forecast_from_moments,
         forecast_linear,
@@ -85,6 +86,7 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
+    "forecast.effective_time": "effective_time",
     "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
@@ -144,6 +146,7 @@ __all__ = [
     "batch_order",
     "class_incremental",
     "domain_incremental",
+    "effective_time",
     "export_run",
     "few_shot",
     "forecast_forgetting",

@@ -2,6 +2,7 @@
 
 from tangentcl.forecast.closed_form import GradientFlow, Ridge
 from tangentcl.forecast.dynamics import Displacement, Dynamics, batch_order
+from tangentcl.forecast.effective_time import effective_time
 from tangentcl.forecast.feature_blocks import ArrayBlocks, SampleBlocks
 from tangentcl.forecast.forecast import Cost, Forecast
 from tangentcl.forecast.forgetting import Prepared, forecast_forgetting, prepare_forecast
@@ -46,6 +47,7 @@ __all__ = [
     "Trust",
     "Vulnerability",
     "batch_order",
+    "effective_time",
     "forecast_forgetting",
     "forecast_from_moments",
     "forecast_layers",
