@@ -47,9 +47,12 @@ if TYPE_CHECKING:
         forecast_from_moments,
         forecast_linear,
         forecast_streamed,
+        harmless_ranks,
         plan_training,
         prepare_forecast,
+        prune_ranks,
         rank_bound,
+        rank_scores,
         vulnerability,
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
@@ -86,6 +89,8 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
+    "forecast.lora_ranks": "prune_ranks rank_scores",
+    "forecast.harmless_ranks": "harmless_ranks",
     "forecast.effective_time": "effective_time",
     "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
     "training": "TrainingPlan run_stream StreamResult",
@@ -155,13 +160,16 @@ __all__ = [
     "forecast_streamed",
     "from_arrays",
     "from_module",
+    "harmless_ranks",
     "load",
     "load_experiment",
     "load_moments",
     "load_predictor",
     "plan_training",
     "prepare_forecast",
+    "prune_ranks",
     "rank_bound",
+    "rank_scores",
     "recipe",
     "run_experiment",
     "run_stream",

@@ -8,8 +8,10 @@ from tangentcl.forecast.forecast import Cost, Forecast
 from tangentcl.forecast.forgetting import Prepared, forecast_forgetting, prepare_forecast
 from tangentcl.forecast.from_moments import forecast_from_moments
 from tangentcl.forecast.gradient_descent import GradientDescent
+from tangentcl.forecast.harmless_ranks import HarmlessRanks, harmless_ranks
 from tangentcl.forecast.layer_moments import LayerForecast, forecast_layers
 from tangentcl.forecast.linear import forecast_linear
+from tangentcl.forecast.lora_ranks import PrunedRanks, group_shrink, prune_ranks, rank_scores
 from tangentcl.forecast.moment_forecast import MomentForecast, moment_forecast
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.forecast.planning import Candidate, plan_training
@@ -33,12 +35,14 @@ __all__ = [
     "Forecast",
     "GradientDescent",
     "GradientFlow",
+    "HarmlessRanks",
     "LayerForecast",
     "LinearProblem",
     "MomentForecast",
     "Prepared",
     "Prospect",
     "ProtectedRidge",
+    "PrunedRanks",
     "Ridge",
     "SampleBlocks",
     "StreamedForecast",
@@ -53,11 +57,15 @@ __all__ = [
     "forecast_layers",
     "forecast_linear",
     "forecast_streamed",
+    "group_shrink",
+    "harmless_ranks",
     "joined_choice",
     "linear_problem",
     "moment_forecast",
     "plan_training",
     "prepare_forecast",
+    "prune_ranks",
     "rank_bound",
+    "rank_scores",
     "vulnerability",
 ]
