@@ -170,7 +170,8 @@ def prune_ranks(
     _check_how(how)
     if isinstance(keep, bool) or not (keep >= 0 and (isinstance(keep, int) or 0 < keep < 1)):
         raise ConfigError(f"keep must be a whole number of ranks, or a share between 0 and 1, got {keep!r}")
-    layers, values = [], {}
+    layers: list[LayerRanks] = []
+    values: dict[str, Tensor] = {}
     for factors in lora_factors(model):
         moment = input_moment(factors.layer, moments)
         if how == "energy":
