@@ -70,7 +70,8 @@ class HarmlessRanks:
         for layer in dict.fromkeys(rank.layer for rank in self.ranks):
             own = [rank for rank in self.ranks if rank.layer == layer]
             counts = [sum(getattr(r, name) for r in own) for name in ("harmless_old", "harmless_new", "harmless")]
-            lines.append(f"{layer[-40:]:<40} {len(own):>5} " + " ".join(f"{count:>5}" for count in counts))
+            said = layer.rpartition("base_model.model.")[2][-40:]  # without what peft puts before
+            lines.append(f"{said:<40} {len(own):>5} " + " ".join(f"{count:>5}" for count in counts))
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
