@@ -115,6 +115,8 @@ def test_evidence_and_certificate_are_called_what_they_are() -> None:
         "learned (divergence 12.5 by the move of weights)."
     )
     assert line(found)[-2:] == ["0.7", "34.6"]
+    certificate["draws"] = 30
+    assert "where it errs on at most 10.0 % of the samples" in sentences(found)[-1]
     certificate["bound"] = 1.2
     assert "120.0 % of new samples of this task, which says nothing (" in sentences(found)[-1]
     figures = dict(more("x", [found, found]))

@@ -176,7 +176,9 @@ def _certificate(theory: TaskTheory) -> str:
     kl, delta = value(after, "certificate", "kl"), value(after, "certificate", "delta")
     if bound is None or error is None or sigma is None or kl is None or delta is None:
         return ""
-    says = "which says nothing" if bound >= 1 else f"where it errs on {100 * error:.1f} % of the samples it learned"
+    most = "at most " if value(after, "certificate", "draws") else ""
+    learned = f"where it errs on {most}{100 * error:.1f} % of the samples it learned"
+    says = "which says nothing" if bound >= 1 else learned
     return (
         f"PAC-Bayes, for the classifier with noise of {_written(sigma)} on what trains and whatever the light says: "
         f"with {100 * (1 - delta):.0f} % confidence it errs on at most {100 * bound:.1f} % of new samples of this "
