@@ -35,6 +35,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ranpac-wide": ("ranpac", {"n_units": 300, "balanced": True, "strength": "gcv"}),
     "ranpac-no-lift": ("ranpac", {"n_units": 0, "strength": 0.1}),
     "ranpac-first-session": ("ranpac", {"n_units": 40, "first_session": "lora", "rank": 2}),
+    "ranpac-evidence": ("ranpac", {"n_units": 40, "strength": "evidence"}),
     "ranpac-joint": ("ranpac", {"n_units": 40, "joint": True}),
     "slda": ("slda", {}),
     "slda-full-session": ("slda", {"first_session": "full", "shrinkage": "oas"}),

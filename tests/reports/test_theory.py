@@ -15,6 +15,7 @@ from tangentcl.records.theory import write_theory
 from tangentcl.reports.axes import Series
 from tangentcl.reports.html import write_report
 from tangentcl.reports.theory_figures import over_tasks, risk_lines, short, task_map
+from tangentcl.reports.theory_lines import CERTIFICATE, more
 from tangentcl.reports.theory_maps import between
 from tangentcl.reports.theory_section import Theories, theory_section
 from tangentcl.reports.theory_text import light, line, sentences
@@ -91,8 +92,36 @@ def test_lines_of_the_table_have_the_light_first_and_both_ends_of_a_change() -> 
     ]
     cells = line(MADE[2])
     assert cells[:6] == ["3: T3", "✗ does not hold", "100 of 250", "0.3", "0.2", "40 → 44"]
-    assert cells[6:] == ["3", "1.5", "2", "9", "50 → 25", "1.5", "0.99 / 0.9", "28.6"]
+    assert cells[6:] == ["3", "1.5", "2", "9", "50 → 25", "1.5", "0.99 / 0.9", "28.6", "–", "–"]
     assert line(MADE[4])[8:11] == ["–", "–", "50"]
+
+
+def test_evidence_and_certificate_are_called_what_they_are() -> None:
+    made = theory(0)
+    certificate = {"bound": 0.3456, "error": 0.1, "kl": 12.5, "sigma": 0.0316, "n": 100, "delta": 0.05}
+    values = {
+        **made.values,
+        "before": {**(made.before or {}), "evidence": {"ridge": 0.7, "per_label": -0.25, "noise": 0.05}},
+        "after": {**(made.after or {}), "certificate": certificate},
+    }
+    found = TaskTheory(0, "T1", values)
+    assert (
+        "Its labels are likeliest, taken as Gaussian, under a ridge of strength 0.7 (log evidence -0.25 per label, "
+        "noise 0.05); the theory's is 0.3." in sentences(found)
+    )
+    assert sentences(found)[-1] == (
+        "PAC-Bayes, for the classifier with noise of 0.0316 on what trains and whatever the light says: with 95 % "
+        "confidence it errs on at most 34.6 % of new samples of this task, where it errs on 10.0 % of the samples it "
+        "learned (divergence 12.5 by the move of weights)."
+    )
+    assert line(found)[-2:] == ["0.7", "34.6"]
+    certificate["draws"] = 30
+    assert "where it errs on at most 10.0 % of the samples" in sentences(found)[-1]
+    certificate["bound"] = 1.2
+    assert "120.0 % of new samples of this task, which says nothing (" in sentences(found)[-1]
+    figures = dict(more("x", [found, found]))
+    assert "bound on new samples: 1.2, 1.2" in figures[CERTIFICATE]
+    assert CERTIFICATE not in dict(more("x", MADE))
 
 
 def test_matrices_between_tasks_have_every_number_in_its_place() -> None:

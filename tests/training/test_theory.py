@@ -234,3 +234,71 @@ def test_what_is_learned_does_not_depend_on_being_looked_at(
     assert drawn == redrawn
     assert state.keys() == other.keys()
     assert all(torch.equal(state[key], other[key]) for key in state)
+
+
+def test_the_certificate_of_a_linear_head_is_exact_and_that_of_more_is_drawn(
+    tiny_backbone: MakeBackbone, tiny_stream: TaskStream
+) -> None:
+    learned = _made(Finetune, tiny_backbone, tune="head")
+    starts: list[Tensor] = []
+
+    class Starts:
+        def before(self, stage: Stage) -> None:
+            starts.append(torch.cat([p.detach().flatten() for p in stage.method.parameters() if p.requires_grad]))
+
+        def after(self, stage: Stage) -> None: ...
+
+    report = TheoryReport()
+    run_stream(learned, tiny_stream, PLAN, watchers=[report, Starts()])
+    last = report.made[-1].after
+    assert last is not None
+    found = last["certificate"]
+    task = list(tiny_stream)[-1]
+    h, y = extract_features(tiny_backbone(), task.train_eval)
+    now = torch.cat([p.detach().flatten() for p in learned.parameters() if p.requires_grad])
+    assert found["kl"] == pytest.approx(float((now - starts[-1]).square().sum()) / (2 * found["sigma"] ** 2), rel=1e-5)
+    assert (found["n"], found["draws"]) == (len(y), 0)
+    generator = torch.Generator().manual_seed(0)
+    wrong = []
+    with torch.no_grad():
+        weight, bias = learned.head.weight, learned.head.bias  # type: ignore[union-attr]
+        for _ in range(2000):
+            noise = [found["sigma"] * torch.randn(p.shape, generator=generator) for p in (weight, bias)]
+            wrong.append(((h @ (weight + noise[0]).T + bias + noise[1]).argmax(dim=1) != y).double().mean())
+    assert found["error"] == pytest.approx(float(torch.stack(wrong).mean()), abs=0.02)
+
+    made = _run(_made(Finetune, tiny_backbone, tune="lora", rank=2), tiny_stream)
+    assert made[0].after is not None
+    assert made[0].after["certificate"] is None
+    assert "theory.draws is 0" in made[0].after["no_certificate"]
+    made = _run(_made(Finetune, tiny_backbone, tune="lora", rank=2), tiny_stream, draws=10)
+    for one in made:
+        assert one.after is not None
+        found = one.after["certificate"]
+        assert found["draws"] == 10
+        assert found["measured"] <= found["error"]
+        assert found["kl"] == pytest.approx(one.after["radius"]["all"] ** 2 / (2 * found["sigma"] ** 2), rel=1e-9)
+
+
+def test_no_certificate_where_predictions_know_the_task_by_more_than_what_trains(
+    tiny_backbone: MakeBackbone, tiny_stream: TaskStream
+) -> None:
+    class Counting(Finetune):
+        def __init__(self, backbone: Backbone) -> None:
+            super().__init__(backbone, tune="head")
+            self.register_buffer("prior", torch.zeros(6))
+
+        def end_task(self, task: Task) -> None:
+            self.prior[list(task.classes)] += 1.0
+
+        def predict(self, x: Any) -> Tensor:
+            scores = super().predict(x)
+            return scores + self.prior[: scores.shape[1]]
+
+    (first, *_) = _run(_made(Counting, tiny_backbone), tiny_stream)
+    assert first.after is not None
+    assert first.after["certificate"] is None
+    assert "by more than what trains" in first.after["no_certificate"]
+    (first, *_) = _run(_made(NCM, tiny_backbone), tiny_stream)
+    assert first.after is not None
+    assert "nothing trains" in first.after["no_certificate"]

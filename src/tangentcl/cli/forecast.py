@@ -106,10 +106,10 @@ def run(options: argparse.Namespace) -> int:
             )
         )
     else:
-        from tangentcl.cli.forecast_text import forecast_text, recipe_text
+        from tangentcl.cli.forecast_text import forecast_text, recipe_lines
 
         print(made.title)
-        print(f"recipe: {recipe_text(made.shown['recipe'])}")
+        print(recipe_lines(made.shown["recipe"]))
         print("".join(f"{note}\n" for note in made.notes))
         print(forecast_text(made.shown, texts=made.texts), end="")
         for what, path in written.items():
@@ -119,14 +119,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _without_old_data(options: argparse.Namespace) -> int:
     from tangentcl.cli.forecast_moments import moments_text, of_task_from_moments
-    from tangentcl.cli.forecast_text import recipe_text
+    from tangentcl.cli.forecast_text import recipe_lines
 
     made = of_task_from_moments(options)
     if options.json:
         print(json.dumps({"title": made.title, "made": list(made.notes), **made.shown}, indent=1, allow_nan=False))
     else:
         print(made.title)
-        print(f"recipe: {recipe_text(made.shown['recipe'])}")
+        print(recipe_lines(made.shown["recipe"]))
         print("".join(f"{note}\n" for note in made.notes))
         print(moments_text(made.shown), end="")
     return 0

@@ -30,8 +30,8 @@ def forecast_text(summary: Summary, *, texts: Mapping[str, str] | None = None) -
 def recipe_text(recipe: Summary) -> str:
     """A recipe in one line.
 
-    >>> recipe_text({"optimizer": "sgd", "lr": 0.02, "head_lr": None, "steps": 15, "batch_size": 16})
-    'sgd, 15 steps, lr 0.02, batch_size 16'
+    >>> recipe_text({"optimizer": "sgd", "lr": 0.02, "head_lr": None, "steps": 15, "effective_time": 0.3})
+    'sgd, 15 steps, lr 0.02, effective_time 0.3'
     """
     first = [str(recipe["optimizer"])] if "optimizer" in recipe else []
     first += [f"{recipe['steps']} steps"] if recipe.get("steps") is not None else []
@@ -42,6 +42,11 @@ def recipe_text(recipe: Summary) -> str:
         if key not in ("optimizer", "steps") and isinstance(value, (str, int, float)) and value not in left_out
     ]
     return ", ".join([*first, *rest])
+
+
+def recipe_lines(recipe: Summary) -> str:
+    """``recipe: ...``, wrapped."""
+    return textwrap.fill(f"recipe: {recipe_text(recipe)}", WIDTH, subsequent_indent="  ")
 
 
 def _accuracy(summary: Summary) -> str:

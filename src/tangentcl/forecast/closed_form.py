@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tangentcl.errors import ConfigError
 from tangentcl.forecast.dynamics import Dynamics, check_range
+from tangentcl.forecast.effective_time import Schedule, decay_of, effective_time
 from tangentcl.forecast.problem import LinearProblem
 from tangentcl.linalg import minimum_norm, ridge
 
@@ -93,7 +94,8 @@ class Ridge(Dynamics):
 class GradientFlow(Dynamics):
     r""":math:`\dot W = -\nabla L(W) - \lambda W` on squared error, for a time t: :math:`\beta(h) = (1 - e^{-ht})/h`.
 
-    One step of gradient descent at a small learning rate is that much time. Without end and without decay the flow
+    One step of gradient descent at a small learning rate is that much time, see `effective_time` for schedules and
+    momentum. Without end and without decay the flow
     arrives at the interpolation nearest to the start, :math:`W_0 + \Phi^+ (Y - \Phi W_0)`; with decay at the ridge
     solution centred at zero. Cross-entropy has no closed form; on separable data its flow never arrives.
 
@@ -110,6 +112,29 @@ class GradientFlow(Dynamics):
         check_range("weight_decay", self.weight_decay, 0)
         if self.time is not None:
             check_range("time", self.time, 0)
+
+    @classmethod
+    def of_schedule(
+        cls,
+        schedule: Schedule,
+        momentum: float | None = None,
+        *,
+        steps: int | None = None,
+        nesterov: bool | None = None,
+        weight_decay: float | None = None,
+    ) -> GradientFlow:
+        """The flow in place of SGD at these rates: small gradients move outputs by exactly as much.
+
+        Args:
+            schedule, momentum, steps, nesterov: see `effective_time`, which also says how close it is; the velocity
+                starts at zero.
+            weight_decay: lambda; None takes that of the optimiser, plan or recipe, 0 for plain rates.
+
+        >>> round(GradientFlow.of_schedule([0.1, 0.05], momentum=0.5).time, 6)
+        0.175
+        """
+        time = effective_time(schedule, momentum, steps=steps, nesterov=nesterov, from_rest=True)
+        return cls(time=time, weight_decay=decay_of(schedule) if weight_decay is None else weight_decay)
 
     def learn(self, problem: LinearProblem) -> tuple[Tensor, float]:
         if self.time is not None:

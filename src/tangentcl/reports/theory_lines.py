@@ -27,6 +27,7 @@ ANGLES = "Principal angles (Q4) with the past task that is nearest, around the m
 STALE = "Staleness of class means (Q11): lowest cosine with where they were stored"
 WORTH = "What all views of a sample together are worth (Q10)"
 MOVES = "Relative move of what trains, and what weight decay leaves of an anchor (Q13)"
+CERTIFICATE = "PAC-Bayes certificate (Q15): error of the classifier with noise; above 1 it says nothing"
 RISK = "Risk on new samples (Q7) over the strength of the ridge, leave-one-out"
 
 Figure = tuple[str, Markup]
@@ -54,7 +55,7 @@ def lines(prefix: str, made: Sequence[TaskTheory]) -> list[Figure]:
 
 
 def more(prefix: str, made: Sequence[TaskTheory]) -> list[Figure]:
-    """Risk curves, old space, angles, staleness, views and moves: (caption, figure)."""
+    """Risk curves, old space, angles, staleness, views, moves and certificates: (caption, figure)."""
     space = [
         _series("before", FIRST, made, "before", "old_energy", "energy"),
         _series("after", SECOND, made, "after", "old_energy", "energy"),
@@ -72,12 +73,17 @@ def more(prefix: str, made: Sequence[TaskTheory]) -> list[Figure]:
         _series("relative move", FIRST, made, "after", "move"),
         _series("kept of the anchor", SECOND, made, "after", "anchor", "efficiency"),
     ]
+    certificate = [
+        _series("bound on new samples", FIRST, made, "after", "certificate", "bound"),
+        _series("on learned samples", SECOND, made, "after", "certificate", "error"),
+    ]
     drawn = [
         (SPACE, "share", space),
         (ANGLES, "cosine", angles),
         (STALE, "cosine", stale),
         (WORTH, "samples", worth),
         (MOVES, "share", moves),
+        (CERTIFICATE, "error", certificate),
     ]
     return [*_risk(f"{prefix}r", made), *_figures(f"{prefix}o", made, drawn)]
 

@@ -25,6 +25,8 @@ HEADING = (
     "views worth",
     "lowest cosine, own / old classes",
     "kept of the anchor (%)",
+    "ridge by evidence",
+    "PAC-Bayes bound (%)",
 )
 
 
@@ -64,7 +66,9 @@ def line(theory: TaskTheory) -> list[str]:
         _both(*(None if e is None else 100 * e for e in energy)),
         _written(value(before, "views", "times")),
         " / ".join(_written(lowest(after, which)) for which in ("own", "old")),
-        _written(None if (kept := value(after, "anchor", "efficiency")) is None else 100 * kept),
+        _percent(value(after, "anchor", "efficiency")),
+        _written(value(before, "evidence", "ridge")),
+        _percent(value(after, "certificate", "bound")),
     ]
 
 
@@ -76,8 +80,8 @@ def lowest(after: Mapping[str, Any] | None, which: str) -> float | None:
 
 def sentences(theory: TaskTheory) -> list[str]:
     """What was derived for a task, in sentences that hold as far as the task's light says."""
-    found = [_risk(theory), _interplay(theory), _old_space(theory), _views(theory), _staleness(theory), _anchor(theory)]
-    return [sentence for sentence in found if sentence]
+    parts = (_risk, _evidence, _interplay, _old_space, _views, _staleness, _anchor, _certificate)
+    return [sentence for part in parts if (sentence := part(theory))]
 
 
 def _risk(theory: TaskTheory) -> str:
@@ -90,6 +94,17 @@ def _risk(theory: TaskTheory) -> str:
         f"A ridge of strength {_written(ridge)} on its features would err by {_written(loo)} on new samples (squared, "
         f"leave-one-out), {_written(nothing)} without learning; it uses {_written(used)} directions for "
         f"{_written(n)} samples."
+    )
+
+
+def _evidence(theory: TaskTheory) -> str:
+    ridge, loo = value(theory.before, "evidence", "ridge"), value(theory.before, "ridge")
+    each, noise = (value(theory.before, "evidence", key) for key in ("per_label", "noise"))
+    if None in (ridge, loo, each, noise):
+        return ""
+    return (
+        f"Its labels are likeliest, taken as Gaussian, under a ridge of strength {_written(ridge)} (log evidence "
+        f"{_written(each)} per label, noise {_written(noise)}); the theory's is {_written(loo)}."
     )
 
 
@@ -153,6 +168,26 @@ def _anchor(theory: TaskTheory) -> str:
     return text + (
         " The decay is decoupled, which this does not see." if (theory.after or {})["anchor"]["decoupled"] else ""
     )
+
+
+def _certificate(theory: TaskTheory) -> str:
+    after = theory.after
+    bound, error, sigma = (value(after, "certificate", key) for key in ("bound", "error", "sigma"))
+    kl, delta = value(after, "certificate", "kl"), value(after, "certificate", "delta")
+    if bound is None or error is None or sigma is None or kl is None or delta is None:
+        return ""
+    most = "at most " if value(after, "certificate", "draws") else ""
+    learned = f"where it errs on {most}{100 * error:.1f} % of the samples it learned"
+    says = "which says nothing" if bound >= 1 else learned
+    return (
+        f"PAC-Bayes, for the classifier with noise of {_written(sigma)} on what trains and whatever the light says: "
+        f"with {100 * (1 - delta):.0f} % confidence it errs on at most {100 * bound:.1f} % of new samples of this "
+        f"task, {says} (divergence {_written(kl)} by the move of weights)."
+    )
+
+
+def _percent(share: float | None) -> str:
+    return _written(None if share is None else 100 * share)
 
 
 def _written(number: float | None) -> str:

@@ -17,6 +17,7 @@ import torch
 from tangentcl.data import Samples, Task
 from tangentcl.errors import ConfigError, DataError, ModelError
 from tangentcl.forecast import Forecast, forecast_forgetting
+from tangentcl.forecast.effective_time import effective_time
 from tangentcl.training.evaluate import predicted_scores
 from tangentcl.training.old_samples import OldSamples, old_samples
 from tangentcl.training.order import derived_seed
@@ -252,10 +253,11 @@ def _seed(stage: Stage, which: str) -> int:
 
 
 def describe(plan: TrainingPlan, n: int) -> dict[str, Any]:
-    """The recipe in plain values, for a record.
+    """The recipe in plain values, for a record; of SGD with its `effective_time` (at the head's rate, from rest).
 
-    >>> describe(TrainingPlan(optimizer="sgd", epochs=2), 100)["steps"]
-    8
+    >>> found = describe(TrainingPlan(optimizer="sgd", lr=0.1, momentum=0.0, schedule="constant", epochs=2), 100)
+    >>> found["steps"], round(found["effective_time"], 6)
+    (8, 0.8)
     """
     found: dict[str, Any] = {
         "optimizer": plan.optimizer,
@@ -268,7 +270,10 @@ def describe(plan: TrainingPlan, n: int) -> dict[str, Any]:
         "warmup": plan.warmup,
         "weight_decay": plan.weight_decay,
     }
-    own = {"betas": plan.betas} if plan.optimizer == "adamw" else {"momentum": plan.momentum, "nesterov": plan.nesterov}
+    own: dict[str, Any] = {"betas": plan.betas}
+    if plan.optimizer == "sgd":
+        time = effective_time(plan, steps=plan.steps(n), from_rest=True) if plan.momentum < 1 else None
+        own = {"momentum": plan.momentum, "nesterov": plan.nesterov, "effective_time": time}
     return {**found, **own, "clip_norm": plan.clip_norm, "precision": plan.precision}
 
 

@@ -26,6 +26,7 @@ from tangentcl.training.forecasting import undisturbed
 from tangentcl.training.old_samples import in_proportion
 from tangentcl.training.order import derived_seed
 from tangentcl.training.stage import Stage
+from tangentcl.training.theory_certificate import certificate, scores_at
 from tangentcl.training.theory_quantities import PastTask, Space, Values, one_hot
 
 SketchKind = Literal["auto", "exact", "low_rank_diagonal", "frequent_directions"]
@@ -44,6 +45,7 @@ class TheoryOptions:
             up to a width of 1024.
         energy: share of a second moment that counts as the space of a task. rank: most directions of it.
         views: random training views of a sample that are compared, where the method has no views of its own.
+        draws: of noise for the PAC-Bayes certificate of what is more than a linear head; 0 = of linear heads only.
 
     Raises:
         ConfigError: an impossible value.
@@ -57,9 +59,10 @@ class TheoryOptions:
     energy: float = 0.95
     rank: int = 64
     views: int = 3
+    draws: int = 0
 
     def __post_init__(self) -> None:
-        for name, lowest in (("samples", 4), ("probe", 4), ("k", 1), ("rank", 1), ("views", 2)):
+        for name, lowest in (("samples", 4), ("probe", 4), ("k", 1), ("rank", 1), ("views", 2), ("draws", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < lowest:
                 raise ConfigError(f"theory.{name} must be a whole number of at least {lowest}, got {value!r}")
@@ -104,6 +107,8 @@ class _Look:
     head_start: Tensor | None
     probe: TangentProbe | None = None
     function: str = "outputs"
+    batch: Any = None
+    scores: Tensor | None = None
     no_probe: str | None = None
     values: Values = field(default_factory=dict)
 
@@ -210,6 +215,7 @@ class TheoryReport:
         head = _method_head(stage.method, extractor, x)
         look = _Look(extractor, samples, features, labels, step, rows, start, head, _as_change(head), values=values)
         if start:
+            look.batch, look.scores = x, scores_at(stage.method, x)
             try:
                 look.probe, look.function = _probe(stage.method, extractor, x)
             except ModelError as refusal:
@@ -239,6 +245,7 @@ class TheoryReport:
             "old_energy": quantities.old_energy(features, self._past, energy=options.energy, rank=options.rank),
             "staleness": quantities.prototype_staleness(look.features, features, labels, self._past, self.class_names),
             **_laziness(look, features),
+            **_certificate(stage, look, features, options.draws),
         }
         self._past.append(PastTask(space, look.step.radius, radius))
         if self._head is None:
@@ -371,6 +378,16 @@ def _laziness(look: _Look, features: Tensor) -> Values:
         except ModelError as refusal:
             reason = str(refusal)
     return {"laziness": None if found is None else found.to_dict(), "no_laziness": reason}
+
+
+def _certificate(stage: Stage, look: _Look, features: Tensor, draws: int) -> Values:
+    """Q15; or why there is none."""
+    seed = derived_seed(stage.plan.seed, "theory certificate", stage.task.index)
+    try:
+        found, reason = certificate(stage, look, features, draws=draws, seed=seed)
+    except (ConfigError, DataError, ModelError) as refusal:
+        found, reason = None, str(refusal)
+    return {"certificate": None if found is None else found.to_dict(), "no_certificate": reason}
 
 
 def _joined(*parts: list[Values]) -> list[Values]:

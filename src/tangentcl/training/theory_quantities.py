@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tangentcl.forecast.moments import TaskMoments
-from tangentcl.linalg import gram_spectrum, with_constant
+from tangentcl.linalg import Spectrum, gram_spectrum, with_constant
 from tangentcl.theory import (
     RidgeStep,
     anchored_ridge,
@@ -19,6 +19,7 @@ from tangentcl.theory import (
     class_forgetting,
     effective_dimension,
     effective_samples,
+    evidence_curve,
     held_out_residuals,
     interplay_energy,
     kernel_overlap,
@@ -109,7 +110,7 @@ def one_hot(labels: Tensor, n_outputs: int) -> Tensor:
 
 
 def ridge_and_risk(features: Tensor, residual: Tensor, ridge: float | None) -> tuple[Values, RidgeStep]:
-    """Q5, Q7 and Q8 of a task: the risk over strengths, and the theory's step at one of them.
+    """Q5, Q7, Q8 and Q14 of a task: the risk over strengths, and the theory's step at one of them.
 
     Args:
         features: [n, d]. residual: what the theory's head still has to learn, [n, C].
@@ -132,8 +133,19 @@ def ridge_and_risk(features: Tensor, residual: Tensor, ridge: float | None) -> t
         },
         "dimension": dimensions(spectrum.values, strength),
         "radius": step.radius,
+        "evidence": evidence(spectrum, residual, ridges),
     }
     return found, step
+
+
+def evidence(spectrum: Spectrum, residual: Tensor, ridges: Tensor) -> Values | None:
+    """Q14; None where nothing is left to learn."""
+    if not bool(residual.any()):
+        return None
+    curve = evidence_curve(spectrum, residual, ridges)
+    best, n = curve.best, residual.numel()
+    found = {"ridge": curve.ridges, "per_label": curve.log_evidence / n, "noise": curve.noise}
+    return {key: float(numbers[best]) for key, numbers in found.items()}
 
 
 def dimensions(values: Tensor, ridge: float) -> Values:
