@@ -95,7 +95,6 @@ _ROOMS = {
     "forecast.lora_ranks": "prune_ranks rank_scores",
     "forecast.harmless_ranks": "harmless_ranks",
     "forecast.effective_time": "effective_time",
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
