@@ -35,7 +35,7 @@ class EWC(Method):
 
     Args:
         strength: λ. With F as a mean over samples λ = 1 weighs a task like the present one (the Laplace
-            approximation); the Fisher information of a task that was learned well is small, and in practice larger
+            approximation); the Fisher information of a task that was learned well is small, and in practice much larger
             values are taken (the paper: 400 for Atari games).
         decay: γ in (0, 1]; below 1 old tasks fade.
         fisher: labels for the Fisher information: ``"sampled"`` from the model, ``"exact"`` sum over all classes, or
@@ -53,7 +53,7 @@ class EWC(Method):
         self,
         backbone: Backbone,
         *,
-        strength: float = 1000.0,
+        strength: float = 10_000.0,
         decay: float = 1.0,
         fisher: Labels = "sampled",
         fisher_samples: int = 200,

@@ -52,7 +52,7 @@ class EWCLoRA(Method):
         self,
         backbone: Backbone,
         *,
-        strength: float = 1000.0,
+        strength: float = 10_000.0,
         decay: float = 1.0,
         fisher: Labels = "sampled",
         fisher_samples: int = 200,

@@ -36,7 +36,8 @@ class L2SP(Method):
     Memory: one copy of what trains.
 
     Args:
-        strength: λ. The paper takes 0.1 for full fine-tuning.
+        strength: λ. The paper takes 0.1, for fine-tuning a whole network; of the few and fast parameters of LoRA and a
+            head a stream of tasks takes no notice of that (hence 10).
         reference: ``"last"`` or ``"pretrained"``.
 
     The other arguments are those of `Finetune`.
@@ -49,7 +50,7 @@ class L2SP(Method):
         self,
         backbone: Backbone,
         *,
-        strength: float = 0.1,
+        strength: float = 10.0,
         reference: Literal["last", "pretrained"] = "last",
         tune: Literal["head", "lora", "full"] = "lora",
         rank: int = 8,
