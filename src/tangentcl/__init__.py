@@ -57,21 +57,27 @@ if TYPE_CHECKING:
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
     from tangentcl.methods import (
+        DERPP,
+        EWC,
         GPM,
+        L2SP,
         METHODS,
         NCM,
         NTKCL,
         NTKFSCIL,
         OGD,
         SLDA,
+        EWCLoRA,
         FeCAM,
         Finetune,
         Joint,
         LoRanPAC,
+        LwF,
         Method,
         Nystrom,
         RanPAC,
         Replay,
+        Spectral,
     )
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
@@ -91,10 +97,13 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL GPM OGD",
     "forecast.lora_ranks": "prune_ranks rank_scores",
     "forecast.harmless_ranks": "harmless_ranks",
     "forecast.effective_time": "effective_time",
+    "methods": (
+        "METHODS Method Finetune NCM Joint Replay DERPP L2SP EWC EWCLoRA LwF NTKCL RanPAC SLDA FeCAM Nystrom "
+        "LoRanPAC NTKFSCIL Spectral GPM OGD"
+    ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -106,7 +115,10 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
+    "DERPP",
+    "EWC",
     "GPM",
+    "L2SP",
     "METHODS",
     "NCM",
     "NTKCL",
@@ -118,6 +130,7 @@ __all__ = [
     "Backbone",
     "Candidate",
     "ConjugateKernel",
+    "EWCLoRA",
     "EmpiricalNTK",
     "Experiment",
     "FeCAM",
@@ -129,6 +142,7 @@ __all__ = [
     "Joint",
     "Kernel",
     "LoRanPAC",
+    "LwF",
     "Method",
     "Nystrom",
     "Predictor",
@@ -141,6 +155,7 @@ __all__ = [
     "Ridge",
     "SketchedNTK",
     "Source",
+    "Spectral",
     "StreamResult",
     "StreamedForecast",
     "TangentclError",
