@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tangentcl.errors import DataError, ModelError, nearest
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.linalg import Sketch, make_sketch, with_constant
+from tangentcl.nn.layer_inputs import layer_inputs
 
 SAME = 1e-9  # relative difference up to which a float64 layer counts as linear
 TOKENS = 16  # of the inputs of one sample, on average, that a layer's moment is made of
@@ -47,35 +48,24 @@ def _width(layer: nn.Module) -> int:
 
 
 @contextmanager
-def layer_inputs(layers: Mapping[str, nn.Module], sketches: Mapping[str, Sketch]) -> Iterator[list[Tensor]]:
+def sketched_inputs(layers: Mapping[str, nn.Module], sketches: Mapping[str, Sketch]) -> Iterator[list[Tensor]]:
     """While it lasts, every forward pass adds the inputs of the layers, with a constant, to their sketches.
 
     Of more than `TOKENS` tokens per sample a fixed draw of that many is taken.
 
     Yields:
-        A list for the mask of the batch, [B, N]: tokens where it is 0 are left out of inputs [B, N, d].
+        A list for the mask of the batch, see `tangentcl.nn.layer_inputs.layer_inputs`.
     """
-    mask: list[Tensor] = []
     generator = torch.Generator().manual_seed(0)
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            x = [*inputs, *keywords.values()][0].detach()
-            masked = mask and x.ndim == 3 and x.shape[:2] == mask[-1].shape
-            rows = x[mask[-1].to(x.device).bool()] if masked else x.reshape(-1, x.shape[-1])
-            most = TOKENS * len(x)
-            if len(rows) > most:
-                rows = rows[torch.randperm(len(rows), generator=generator)[:most].to(rows.device)]
-            sketches[name].update(with_constant(rows.cpu(), 1.0))
+    def keep(name: str, rows: Tensor, n_samples: int) -> None:
+        most = TOKENS * n_samples
+        if len(rows) > most:
+            rows = rows[torch.randperm(len(rows), generator=generator)[:most].to(rows.device)]
+        sketches[name].update(with_constant(rows.cpu(), 1.0))
 
-        return hook
-
-    handles = [module.register_forward_hook(keep(name), with_kwargs=True) for name, module in layers.items()]
-    try:
+    with layer_inputs(layers, keep) as mask:
         yield mask
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def effective_weight(layer: nn.Module, values: Mapping[str, Tensor] | None = None) -> Tensor:
