@@ -60,12 +60,15 @@ if TYPE_CHECKING:
         SLDA,
         FeCAM,
         Finetune,
+        InfLoRA,
         Joint,
         LoRanPAC,
         Method,
         Nystrom,
+        OLoRA,
         RanPAC,
         Replay,
+        SDLoRA,
     )
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
     from tangentcl.records import Record
@@ -85,7 +88,10 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
+    "methods": (
+        "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL "
+        "OLoRA InfLoRA SDLoRA"
+    ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -115,11 +121,13 @@ __all__ = [
     "Forecast",
     "GradientDescent",
     "GradientFlow",
+    "InfLoRA",
     "Joint",
     "Kernel",
     "LoRanPAC",
     "Method",
     "Nystrom",
+    "OLoRA",
     "Predictor",
     "Prepared",
     "ProtectedRidge",
@@ -128,6 +136,7 @@ __all__ = [
     "Record",
     "Replay",
     "Ridge",
+    "SDLoRA",
     "SketchedNTK",
     "Source",
     "StreamResult",

@@ -28,6 +28,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nystrom": ("nystrom", {"n_landmarks": 10}),
     "loranpac": ("loranpac", {"n_units": 30, "block": 10}),
     "ntk_fscil": ("ntk_fscil", {"rank": 2, "n_units": 20}),
+    "olora": ("olora", {"rank": 2}),
+    "inflora": ("inflora", {"rank": 2}),
+    "sdlora": ("sdlora", {"rank": 2}),
 }
 
 

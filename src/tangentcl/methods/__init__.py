@@ -6,6 +6,7 @@ from tangentcl.errors import ConfigError, imported_class
 from tangentcl.methods.analytic import Analytic
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
+from tangentcl.methods.inflora import InfLoRA
 from tangentcl.methods.joint import Joint
 from tangentcl.methods.loranpac import LoRanPAC
 from tangentcl.methods.method import Method
@@ -13,8 +14,10 @@ from tangentcl.methods.ncm import NCM
 from tangentcl.methods.ntk_fscil import NTKFSCIL
 from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.nystrom import Nystrom
+from tangentcl.methods.olora import OLoRA
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
+from tangentcl.methods.sdlora import SDLoRA
 from tangentcl.methods.slda import SLDA
 
 METHODS: dict[str, type[Method]] = {
@@ -29,6 +32,9 @@ METHODS: dict[str, type[Method]] = {
     "nystrom": Nystrom,
     "loranpac": LoRanPAC,
     "ntk_fscil": NTKFSCIL,
+    "olora": OLoRA,
+    "inflora": InfLoRA,
+    "sdlora": SDLoRA,
 }
 
 __all__ = [
@@ -40,12 +46,15 @@ __all__ = [
     "Analytic",
     "FeCAM",
     "Finetune",
+    "InfLoRA",
     "Joint",
     "LoRanPAC",
     "Method",
     "Nystrom",
+    "OLoRA",
     "RanPAC",
     "Replay",
+    "SDLoRA",
     "method_class",
 ]
 
