@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tangentcl.errors import ModelError
 from tangentcl.nn import Backbone, add_lora
+from tangentcl.nn.hf import from_transformers
 from tangentcl.nn.lora_stack import DecoupledStack, LoRAStack, add_stacks
 
 Factors = list[tuple[Tensor, Tensor]]
@@ -138,3 +139,19 @@ def test_what_is_refused(tiny_backbone: Callable[[], Backbone]) -> None:
     add_lora(adapted, rank=1)
     with pytest.raises(ModelError, match="already has an adapter"):
         add_stacks(adapted, ["value"], LoRAStack)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert", "vit", "clip"])  # modernbert: Wqkv
+def test_transformers_equal_the_model_with_dense_weights(kind: str, tiny: Callable[[str], nn.Module]) -> None:
+    model = tiny(kind)
+    features = from_transformers(model)
+    dense = from_transformers(copy.deepcopy(model))
+    x = dense.sample_input()
+    stacks = add_stacks(features, ["query", "value"], LoRAStack)
+    before = features(x)
+    for name, stack in stacks.items():
+        weight = dense.model.get_submodule(name).weight
+        for a, b in _learned(stack, [2, 1]):
+            weight.data += b @ a
+    torch.testing.assert_close(features(x), dense(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(features(x), before, atol=1e-3)

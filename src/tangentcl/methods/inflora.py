@@ -153,6 +153,7 @@ class OldSpace(nn.Module):
         found = main_directions((left + left.T) / 2, energy=share, most=most).T
         energies = ((found @ left) * found).sum(dim=1)
         rows = found[energies > NEGLIGIBLE * float(moment.trace())]
+        rows = torch.linalg.qr((rows @ off).T).Q.T  # what the projector's rounding mixed into weak directions goes out
         # The largest entry is positive: what a library gives for the sign is chance.
         return rows * rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).sign()
 
