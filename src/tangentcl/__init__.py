@@ -70,13 +70,16 @@ if TYPE_CHECKING:
         EWCLoRA,
         FeCAM,
         Finetune,
+        InfLoRA,
         Joint,
         LoRanPAC,
         LwF,
         Method,
         Nystrom,
+        OLoRA,
         RanPAC,
         Replay,
+        SDLoRA,
         Spectral,
     )
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
@@ -102,7 +105,7 @@ _ROOMS = {
     "forecast.effective_time": "effective_time",
     "methods": (
         "METHODS Method Finetune NCM Joint Replay DERPP L2SP EWC EWCLoRA LwF NTKCL RanPAC SLDA FeCAM Nystrom "
-        "LoRanPAC NTKFSCIL Spectral GPM OGD"
+        "LoRanPAC NTKFSCIL Spectral GPM OGD OLoRA InfLoRA SDLoRA"
     ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
@@ -139,12 +142,14 @@ __all__ = [
     "Forecast",
     "GradientDescent",
     "GradientFlow",
+    "InfLoRA",
     "Joint",
     "Kernel",
     "LoRanPAC",
     "LwF",
     "Method",
     "Nystrom",
+    "OLoRA",
     "Predictor",
     "Prepared",
     "ProtectedRidge",
@@ -153,6 +158,7 @@ __all__ = [
     "Record",
     "Replay",
     "Ridge",
+    "SDLoRA",
     "SketchedNTK",
     "Source",
     "Spectral",

@@ -14,8 +14,8 @@ from tangentcl.forecast.layer_moments import (
     adapted_layers,
     effective_weight,
     forecast_layers,
-    layer_inputs,
     layer_sketches,
+    sketched_inputs,
 )
 from tangentcl.forecast.moments import TaskMoments
 
@@ -54,7 +54,7 @@ def _recorded(model: Any, x: Tensor, kind: str = "exact", mask: Tensor | None = 
     layers = adapted_layers(model)
     moments = TaskMoments.empty(4, sketch="exact")
     moments.layers.update(layer_sketches(layers, kind, k))
-    with layer_inputs(layers, moments.layers) as masks, torch.no_grad():
+    with sketched_inputs(layers, moments.layers) as masks, torch.no_grad():
         for i in range(0, len(x), 3):
             masks[:] = [] if mask is None else [mask[i : i + 3]]
             model(x[i : i + 3])

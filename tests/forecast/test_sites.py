@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from tangentcl.forecast.site_check import checked_sites
 from tangentcl.forecast.sites import LinearSite, LoRASite, NormSite, find_sites, wide_values
 from tangentcl.kernels.network import Network
+from tangentcl.nn import from_module
+from tangentcl.nn.lora_stack import LoRAStack, add_stacks
 
 
 class Body(nn.Module):
@@ -61,6 +63,20 @@ def test_a_pair_of_lora_factors_is_one_site() -> None:
         if "first.lora_B" in name:
             nn.init.ones_(p)
     assert [site.is_blind for site in find_sites(Network(model), None)[0]] == [False, True]
+
+
+def test_the_pair_of_a_stack_is_one_site_and_b_alone_a_linear_one() -> None:
+    model = Body().requires_grad_(False)
+    features = from_module(model, None, 3, name="body", modality="array")
+    stack = add_stacks(features, ["second"], LoRAStack)["second"]
+    stack.begin(2)
+    (site,), rest = find_sites(Network(features), None)
+    assert isinstance(site, LoRASite)
+    assert (site.names, site.is_blind, rest) == (("model.second.A.weight", "model.second.B.weight"), True, ())
+    stack.pair[0].weight.requires_grad_(False)
+    (site,), rest = find_sites(Network(features), None)
+    assert isinstance(site, LinearSite)
+    assert (site.names, rest) == (("model.second.B.weight",), ())
 
 
 @pytest.mark.parametrize("kind", ["dora", "only B", "a bias of LoRA", "convolution", "three axes"])

@@ -84,6 +84,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ntkcl-late": ("ntkcl", {"rank": 2, "branches": "channel", "first_block": 1, "ptm_section": False}),
     "ntkcl-cached": ("ntkcl", {"rank": 2, "n_prompts": 2, "cached_views": 2, "section_weights": (1.0, 1.0, 1.0)}),
     "ntkcl-no-ema": ("ntkcl", {"rank": 2, "n_prompts": 2, "ema": "off", "fusion": "sum"}),
+    "olora": ("olora", {"rank": 2}),
+    "olora-absolute": ("olora", {"rank": 2, "penalty": "absolute", "strength": 0.01, "logits": "all"}),
+    "inflora": ("inflora", {"rank": 2}),
+    "inflora-all": ("inflora", {"rank": 2, "energy": 0.7, "logits": "all", "targets": ["query", "fc1"]}),
+    "sdlora": ("sdlora", {"rank": 2}),
+    "sdlora-reduced": ("sdlora", {"rank": 3, "reduction": [[1, 2], [2, 1]], "targets": ["value", "fc2"]}),
 }
 IN_BLOCKS = {"ntkcl"}  # methods that put modules between the blocks of a transformer
 PLAN = TrainingPlan(epochs=2, batch_size=8, lr=0.01, device="cpu", seed=3)

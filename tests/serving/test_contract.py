@@ -35,6 +35,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ntk_fscil": ("ntk_fscil", {"rank": 2, "n_units": 20}),
     "gpm": ("gpm", {"rank": 2}),
     "ogd": ("ogd", {"rank": 2, "directions": 8}),
+    "olora": ("olora", {"rank": 2}),
+    "inflora": ("inflora", {"rank": 2}),
+    "sdlora": ("sdlora", {"rank": 2}),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -15,6 +15,7 @@ from tangentcl.errors import DataError, ModelError, nearest
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.linalg import Sketch, make_sketch, with_constant
 from tangentcl.nn import GrowingLinear
+from tangentcl.nn.layer_inputs import layer_inputs
 
 SAME = 1e-9  # relative difference up to which a float64 layer counts as linear
 TOKENS = 16  # of the inputs of one sample, on average, that a layer's moment is made of
@@ -62,51 +63,26 @@ def _width(layer: nn.Module) -> int:
 
 
 @contextmanager
-def layer_inputs(layers: Mapping[str, nn.Module], sketches: Mapping[str, Sketch]) -> Iterator[list[Tensor]]:
+def sketched_inputs(layers: Mapping[str, nn.Module], sketches: Mapping[str, Sketch]) -> Iterator[list[Tensor]]:
     """While it lasts, every forward pass adds the inputs of the layers, with a constant, to their sketches.
 
     Of more than `TOKENS` tokens per sample a fixed draw of that many is taken.
 
     Yields:
-        A list for the mask of the batch, [B, N]: tokens where it is 0 are left out of inputs [B, N, d].
+        A list for the mask of the batch, see `tangentcl.nn.layer_inputs.layer_inputs`.
     """
-    mask: list[Tensor] = []
     draw = torch.Generator().manual_seed(0)
 
-    def keep(name: str, x: Tensor, output: Any) -> None:
-        rows = token_rows(x.detach(), mask[-1] if mask else None, draw)
-        sketches[name].update(with_constant(rows.cpu(), 1.0))
+    def keep(name: str, rows: Tensor, n_samples: int) -> None:
+        sketches[name].update(with_constant(few_tokens(rows, n_samples, draw).cpu(), 1.0))
 
-    with layer_calls(layers, keep):
+    with layer_inputs(layers, keep) as mask:
         yield mask
 
 
-@contextmanager
-def layer_calls(layers: Mapping[str, nn.Module], called: Callable[[str, Tensor, Any], None]) -> Iterator[None]:
-    """While it lasts, ``called(name, input, output)`` hears of every call of the layers."""
-
-    def heard(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            called(name, [*inputs, *keywords.values()][0], output)
-
-        return hook
-
-    handles = [module.register_forward_hook(heard(name), with_kwargs=True) for name, module in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def token_rows(x: Tensor, mask: Tensor | None, draw: torch.Generator) -> Tensor:
-    """Inputs of a layer, [B, ..., d], as rows [m, d]: without tokens [B, N] where the mask is 0.
-
-    Of more than `TOKENS` tokens per sample a draw of that many is taken.
-    """
-    masked = mask is not None and x.ndim == 3 and x.shape[:2] == mask.shape
-    rows = x[mask.to(x.device).bool()] if masked and mask is not None else x.reshape(-1, x.shape[-1])
-    most = TOKENS * len(x)
+def few_tokens(rows: Tensor, n_samples: int, draw: torch.Generator) -> Tensor:
+    """Of more than `TOKENS` rows [m, d] per sample, a draw of that many."""
+    most = TOKENS * n_samples
     return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=draw)[:most].to(rows.device)]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tangentcl.kernels.network import Network
+from tangentcl.nn.lora_stack import DecoupledStack, LoRAStack
 
 Values = dict[str, Tensor]
 
@@ -221,8 +222,12 @@ def find_sites(
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Linear, nn.Linear]]:
-    """The factors A and B of every LoRA layer of peft that computes ``B A x`` with one active adapter."""
+    """The factors A and B of every LoRA layer that computes ``B A x``: of peft with one active adapter, of stacks."""
     for layer in model.modules():
+        if isinstance(layer, (LoRAStack, DecoupledStack)) and layer.A is not None and layer.B is not None:
+            if layer.A.weight.requires_grad:
+                yield layer.A, layer.B
+            continue
         first, second = getattr(layer, "lora_A", None), getattr(layer, "lora_B", None)
         active: Any = getattr(layer, "active_adapters", None)
         if not isinstance(first, nn.ModuleDict) or not isinstance(second, nn.ModuleDict) or not active:

@@ -10,6 +10,7 @@ from tangentcl.methods.ewc_lora import EWCLoRA
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.gpm import GPM
+from tangentcl.methods.inflora import InfLoRA
 from tangentcl.methods.joint import Joint
 from tangentcl.methods.l2sp import L2SP
 from tangentcl.methods.loranpac import LoRanPAC
@@ -20,8 +21,10 @@ from tangentcl.methods.ntk_fscil import NTKFSCIL
 from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.nystrom import Nystrom
 from tangentcl.methods.ogd import OGD
+from tangentcl.methods.olora import OLoRA
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
+from tangentcl.methods.sdlora import SDLoRA
 from tangentcl.methods.slda import SLDA
 from tangentcl.methods.spectral import Spectral
 
@@ -45,6 +48,9 @@ METHODS: dict[str, type[Method]] = {
     "spectral": Spectral,
     "gpm": GPM,
     "ogd": OGD,
+    "olora": OLoRA,
+    "inflora": InfLoRA,
+    "sdlora": SDLoRA,
 }
 
 __all__ = [
@@ -62,13 +68,16 @@ __all__ = [
     "EWCLoRA",
     "FeCAM",
     "Finetune",
+    "InfLoRA",
     "Joint",
     "LoRanPAC",
     "LwF",
     "Method",
     "Nystrom",
+    "OLoRA",
     "RanPAC",
     "Replay",
+    "SDLoRA",
     "Spectral",
     "method_class",
 ]

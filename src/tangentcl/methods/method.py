@@ -84,13 +84,20 @@ class Method(nn.Module, ABC):
     def state_bytes(self) -> int:
         """Bytes of parameters and buffers beside the frozen weights of the backbone: what each new task hands on.
 
-        Samples are counted apart, see `stored_samples`.
+        Frozen adapters of earlier tasks count: they did not come with the backbone. Samples are counted apart, see
+        `stored_samples`.
         """
         inside = [m for m in self.modules() if isinstance(m, Backbone)]
+        added = {
+            id(tensor)
+            for m in inside
+            for name, tensor in m.model.state_dict(keep_vars=True).items()
+            if isinstance(tensor, Tensor) and not m.holds_pretrained(name)
+        }
         frozen = {id(p) for m in inside for p in m.parameters() if not p.requires_grad}
         frozen |= {id(b) for m in inside for b in m.buffers()}
         own = {id(t): t for t in (*self.parameters(), *self.buffers())}
-        return sum(t.nbytes for key, t in own.items() if key not in frozen)
+        return sum(t.nbytes for key, t in own.items() if key not in frozen or key in added)
 
     def train(self, mode: bool = True) -> Method:
         """Training mode for the parts that train; children without trainable parameters stay in evaluation mode.

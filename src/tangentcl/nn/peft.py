@@ -70,10 +70,10 @@ def add_lora(
     """
     if rank < 1:
         raise ModelError(f"rank has to be at least 1, not {rank}.")
-    _refuse_adapted(backbone)
+    refuse_adapted(backbone)
     from peft import LoraConfig
 
-    layers = _resolve(backbone, targets)
+    layers = target_layers(backbone, targets)
     scale: Any = rank if alpha is None else alpha  # annotated as a whole number in peft, and used as a factor
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=layers, lora_dropout=dropout)
     return add_peft(backbone, config)
@@ -135,7 +135,7 @@ def add_peft(backbone: Backbone, config: PeftConfig) -> Adapted:
         ModelError: peft refused the config, nothing was adapted, it is one of prompt learning, or the backbone
             already has adapters.
     """
-    _refuse_adapted(backbone)
+    refuse_adapted(backbone)
     import peft
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -158,7 +158,8 @@ def add_peft(backbone: Backbone, config: PeftConfig) -> Adapted:
     return Adapted(layers, trainable_parameters(backbone))
 
 
-def _refuse_adapted(backbone: Backbone) -> None:
+def refuse_adapted(backbone: Backbone) -> None:
+    """Raise a ModelError for a backbone that has adapters of peft already."""
     if hasattr(backbone.model, "peft_config"):
         raise ModelError(
             f"{backbone.card.name} already has an adapter. "
@@ -166,8 +167,12 @@ def _refuse_adapted(backbone: Backbone) -> None:
         )
 
 
-def _resolve(backbone: Backbone, targets: Sequence[str]) -> list[str]:
-    """Names of the layers that the targets mean, in the model's order."""
+def target_layers(backbone: Backbone, targets: Sequence[str]) -> list[str]:
+    """Names of the linear layers that ``targets`` of `add_lora` mean, in the model's order.
+
+    Raises:
+        ModelError: not a list, or a target without a layer.
+    """
     if isinstance(targets, str) or not targets:
         raise ModelError(f"targets has to be a list of roles or layer names, not {targets!r}.")
     layers = list(linear_layers(backbone.model))

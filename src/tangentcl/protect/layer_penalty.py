@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tangentcl.errors import ConfigError, DataError, ModelError, nearest
-from tangentcl.forecast.layer_moments import adapted_layers, layer_calls, token_rows
+from tangentcl.forecast.layer_moments import adapted_layers, few_tokens
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.linalg import Sketch, with_constant
 from tangentcl.nn.heads import at_least_float32
+from tangentcl.nn.layer_inputs import layer_calls, mask_of, token_rows
 from tangentcl.protect.moment_store import MomentStore
 from tangentcl.protect.weight_changes import Values, WeightChanges, grouped
 
@@ -168,11 +169,12 @@ class LayerPenalty(nn.Module):
         modules = dict(model.named_modules())
         layers = {name: modules[name] for name in places}
         draw = torch.Generator().manual_seed(0)
-        mask: list[Tensor | None] = [None]
+        mask: list[Tensor] = []
         called: list[tuple[str, Tensor]] = []
 
         def keep(name: str, x: Tensor, output: Tensor) -> None:
-            places[name][0].update(with_constant(token_rows(x.detach().float(), mask[0], draw).cpu(), 1.0))
+            rows = few_tokens(token_rows(x.detach().float(), mask), len(x), draw)
+            places[name][0].update(with_constant(rows.cpu(), 1.0))
             if places[name][1] is not None:
                 called.append((name, output))
 
@@ -181,10 +183,10 @@ class LayerPenalty(nn.Module):
         with layer_calls(layers, keep), torch.set_grad_enabled(weighs):
             for x in batches:
                 called.clear()
-                mask[0] = x.get("attention_mask") if isinstance(x, dict) else None
+                mask[:] = mask_of(x)
                 f = outputs(model, x)
                 n += len(f)
-                self.tokens += float(mask[0].sum()) if mask[0] is not None else self._count(called, f)
+                self.tokens += float(mask[0].sum()) if mask else self._count(called, f)
                 if called:
                     signs = (torch.randint(0, 2, f.shape, generator=draw) * 2 - 1).to(f)
                     pulled = torch.autograd.grad(
@@ -193,7 +195,7 @@ class LayerPenalty(nn.Module):
                     for (name, _), g in zip(called, pulled):
                         sketch = places[name][1]
                         assert sketch is not None
-                        sketch.update(token_rows(g.float(), mask[0], draw).cpu())
+                        sketch.update(few_tokens(token_rows(g.float(), mask), len(f), draw).cpu())
         self.samples += n
         return n
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tangentcl.data import Samples
-from tangentcl.forecast.layer_moments import adapted_layers, layer_inputs
+from tangentcl.forecast.layer_moments import adapted_layers, sketched_inputs
 from tangentcl.linalg import SecondMoment
 from tangentcl.nn import Backbone, GrowingLinear
 from tangentcl.nn.backbone import to_device
@@ -125,7 +125,7 @@ def input_moments(
     sketches = {name: SecondMoment(_inputs(layer) + 1) for name, layer in layers.items()}
     start, stop = own_stretch(len(samples))
     own = samples.subset(samples.short_first()[start:stop])
-    with evaluating(backbone), layer_inputs(layers, sketches) as mask:
+    with evaluating(backbone), sketched_inputs(layers, sketches) as mask:
         for x, _ in own.batches(batch_size):
             mask[:] = [x["attention_mask"]] if isinstance(x, dict) and "attention_mask" in x else []
             forward(to_device(x, backbone.device))

@@ -10,12 +10,13 @@ import torch.distributed as dist
 
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, DataError, RecordError
-from tangentcl.forecast.layer_moments import adapted_layers, layer_inputs, layer_sketches
+from tangentcl.forecast.layer_moments import adapted_layers, layer_sketches, sketched_inputs
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.linalg.sketch_file import read_tensors, write_tensors
 from tangentcl.methods import Method
 from tangentcl.nn import Backbone
 from tangentcl.nn.backbone import to_device
+from tangentcl.nn.layer_inputs import mask_of
 from tangentcl.processes import is_first, rank_and_world
 from tangentcl.training.stage import Stage
 
@@ -85,9 +86,9 @@ def collect_moments(
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     try:
-        with layer_inputs(layers, moments.layers) as mask:
+        with sketched_inputs(layers, moments.layers) as mask:
             for x, y in task.train_eval.subset(own).batches(batch_size):
-                mask[:] = [x["attention_mask"]] if isinstance(x, dict) and "attention_mask" in x else []
+                mask[:] = mask_of(x)
                 moments.add(backbone(to_device(x, backbone.device)), y)
     finally:
         for module, mode in modes.items():
