@@ -53,10 +53,14 @@ if TYPE_CHECKING:
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
     from tangentcl.methods import (
+        APER,
+        EASE,
+        LAE,
         METHODS,
         NCM,
         NTKCL,
         NTKFSCIL,
+        SLCA,
         SLDA,
         FeCAM,
         Finetune,
@@ -85,7 +89,9 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
+    "methods": (
+        "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL SLCA LAE APER EASE"
+    ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -97,11 +103,15 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
+    "APER",
+    "EASE",
+    "LAE",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
     "SGD",
+    "SLCA",
     "SLDA",
     "AdamW",
     "Backbone",

@@ -28,6 +28,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nystrom": ("nystrom", {"n_landmarks": 10}),
     "loranpac": ("loranpac", {"n_units": 30, "block": 10}),
     "ntk_fscil": ("ntk_fscil", {"rank": 2, "n_units": 20}),
+    "slca": ("slca", {"align_samples": 16}),
+    "lae": ("lae", {"rank": 2, "decay": 0.5}),
+    "aper": ("aper", {"rank": 2}),
+    "aper-full": ("aper", {"tune": "full"}),
+    "ease": ("ease", {"rank": 2}),
 }
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from tangentcl.errors import ConfigError, imported_class
 from tangentcl.methods.analytic import Analytic
+from tangentcl.methods.aper import APER
+from tangentcl.methods.ease import EASE
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.joint import Joint
+from tangentcl.methods.lae import LAE
 from tangentcl.methods.loranpac import LoRanPAC
 from tangentcl.methods.method import Method
 from tangentcl.methods.ncm import NCM
@@ -15,6 +18,7 @@ from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.nystrom import Nystrom
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
+from tangentcl.methods.slca import SLCA
 from tangentcl.methods.slda import SLDA
 
 METHODS: dict[str, type[Method]] = {
@@ -29,13 +33,21 @@ METHODS: dict[str, type[Method]] = {
     "nystrom": Nystrom,
     "loranpac": LoRanPAC,
     "ntk_fscil": NTKFSCIL,
+    "slca": SLCA,
+    "lae": LAE,
+    "aper": APER,
+    "ease": EASE,
 }
 
 __all__ = [
+    "APER",
+    "EASE",
+    "LAE",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
+    "SLCA",
     "SLDA",
     "Analytic",
     "FeCAM",
