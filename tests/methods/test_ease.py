@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -69,6 +70,14 @@ def test_prototypes_are_means_or_their_complement(tiny_blocks: Make, uneven: Tas
     np.testing.assert_allclose(method.prototypes.numpy(), expected, rtol=1e-4, atol=1e-5)
     assert method.home.tolist() == [0, 0, 0, 1, 1, 2]
     assert ((method.counts > 0) == (torch.arange(3) <= method.home[:, None])).all()
+
+
+def test_bf16_rounds_features_and_not_the_complement(tiny_blocks: Make, uneven: TaskStream) -> None:
+    method = EASE(tiny_blocks(), rank=4)
+    run_stream(method, uneven, replace(PLAN, precision="bf16"))
+    p = method.prototypes.double().numpy()
+    s = np.exp(_unit(p[:3, 0]) @ _unit(p[3:5, 0]).T)
+    np.testing.assert_allclose(p[:3, 1], s / s.sum(axis=1, keepdims=True) @ p[3:5, 1], rtol=1e-5, atol=1e-6)
 
 
 def test_scores_are_weighted_cosines(tiny_blocks: Make, uneven: TaskStream) -> None:

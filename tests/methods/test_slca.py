@@ -98,6 +98,14 @@ def test_one_step_of_the_alignment_is_that_of_the_formula(tiny_backbone: Make, t
     torch.testing.assert_close(found_b.double(), expected_b, rtol=1e-4, atol=1e-5)
 
 
+def test_autocast_does_not_round_what_is_drawn(tiny_backbone: Make, tiny_stream: TaskStream) -> None:
+    method = _four_classes(tiny_backbone, tiny_stream)
+    expected, _ = method.sample(torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = method.sample(torch.Generator().manual_seed(2))
+    assert torch.equal(found, expected)
+
+
 def test_the_head_that_trains_is_not_the_one_that_predicts(tiny_backbone: Make, tiny_stream: TaskStream) -> None:
     method = SLCA(tiny_backbone(), tune="head", align_samples=32)
     run_stream(method, tiny_stream, PLAN)

@@ -150,5 +150,6 @@ def complement(old: Tensor, new: Tensor, new_there: Tensor) -> Tensor:
     >>> complement(old, new, torch.eye(2))
     tensor([[0.7311, 0.2689]])
     """
-    similarity = F.normalize(old, dim=1) @ F.normalize(new, dim=1).T  # [O, N]
-    return similarity.softmax(dim=1) @ new_there
+    with torch.autocast(old.device.type, enabled=False):
+        similarity = F.normalize(old, dim=1) @ F.normalize(new, dim=1).T  # [O, N]
+        return similarity.softmax(dim=1) @ new_there

@@ -162,7 +162,8 @@ class SLCA(Method):
         drawn, labels = [], []
         for c in known:
             noise = torch.randn(self.align_samples, self.means.shape[1], generator=generator).to(self.means)
-            drawn.append(self.means[c] + noise @ self.factors[c].T)  # [S, d]
+            with torch.autocast(noise.device.type, enabled=False):
+                drawn.append(self.means[c] + noise @ self.factors[c].T)  # [S, d]
             labels.append(torch.full((self.align_samples,), c, device=noise.device))
         return torch.cat(drawn), torch.cat(labels)
 
