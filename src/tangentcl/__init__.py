@@ -57,15 +57,19 @@ if TYPE_CHECKING:
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
     from tangentcl.methods import (
+        APER,
         DERPP,
+        EASE,
         EWC,
         GPM,
         L2SP,
+        LAE,
         METHODS,
         NCM,
         NTKCL,
         NTKFSCIL,
         OGD,
+        SLCA,
         SLDA,
         EWCLoRA,
         FeCAM,
@@ -105,7 +109,7 @@ _ROOMS = {
     "forecast.effective_time": "effective_time",
     "methods": (
         "METHODS Method Finetune NCM Joint Replay DERPP L2SP EWC EWCLoRA LwF NTKCL RanPAC SLDA FeCAM Nystrom "
-        "LoRanPAC NTKFSCIL Spectral GPM OGD OLoRA InfLoRA SDLoRA"
+        "LoRanPAC NTKFSCIL Spectral GPM OGD OLoRA InfLoRA SDLoRA SLCA LAE APER EASE"
     ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
@@ -118,16 +122,20 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
+    "APER",
     "DERPP",
+    "EASE",
     "EWC",
     "GPM",
     "L2SP",
+    "LAE",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
     "OGD",
     "SGD",
+    "SLCA",
     "SLDA",
     "AdamW",
     "Backbone",

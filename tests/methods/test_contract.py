@@ -83,6 +83,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ntkcl-section-attention": ("ntkcl", {"rank": 2, "n_prompts": 2, "fusion": "attention"}),
     "ntkcl-late": ("ntkcl", {"rank": 2, "branches": "channel", "first_block": 1, "ptm_section": False}),
     "ntkcl-cached": ("ntkcl", {"rank": 2, "n_prompts": 2, "cached_views": 2, "section_weights": (1.0, 1.0, 1.0)}),
+    "slca": ("slca", {"align_samples": 16}),
+    "slca-lora": ("slca", {"tune": "lora", "rank": 2, "align_samples": 16, "align_epochs": 2}),
+    "slca-head": ("slca", {"tune": "head", "align_samples": 16}),
+    "lae": ("lae", {"rank": 2}),
+    "lae-fast": ("lae", {"rank": 2, "decay": 0.5}),
+    "aper": ("aper", {"rank": 2}),
+    "aper-full": ("aper", {"tune": "full"}),
+    "ease": ("ease", {"rank": 2}),
+    "ease-alone": ("ease", {"rank": 2, "alpha": 0.0, "adapter_dropout": 0.0}),
     "ntkcl-no-ema": ("ntkcl", {"rank": 2, "n_prompts": 2, "ema": "off", "fusion": "sum"}),
     "olora": ("olora", {"rank": 2}),
     "olora-absolute": ("olora", {"rank": 2, "penalty": "absolute", "strength": 0.01, "logits": "all"}),
@@ -91,7 +100,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdlora": ("sdlora", {"rank": 2}),
     "sdlora-reduced": ("sdlora", {"rank": 3, "reduction": [[1, 2], [2, 1]], "targets": ["value", "fc2"]}),
 }
-IN_BLOCKS = {"ntkcl"}  # methods that put modules between the blocks of a transformer
+IN_BLOCKS = {"ease", "ntkcl"}  # methods that put modules between the blocks of a transformer
 PLAN = TrainingPlan(epochs=2, batch_size=8, lr=0.01, device="cpu", seed=3)
 
 Make = Callable[[], Method]

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from tangentcl.data import ArrayTransform, Source, TaskStream, few_shot
 from tangentcl.errors import ConfigError, ModelError
-from tangentcl.heads import RidgeHead
-from tangentcl.methods.ntk_fscil import NTKFSCIL, ClassMeans
+from tangentcl.heads import ClassMeans, RidgeHead
+from tangentcl.methods import NTKFSCIL
 from tangentcl.nn import Backbone, PrototypeHead, extract_features
 from tangentcl.training import Runtime, TrainingPlan, run_stream
 from tangentcl.training.stream import ignore, learn_task

@@ -38,6 +38,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "olora": ("olora", {"rank": 2}),
     "inflora": ("inflora", {"rank": 2}),
     "sdlora": ("sdlora", {"rank": 2}),
+    "slca": ("slca", {"align_samples": 16}),
+    "lae": ("lae", {"rank": 2, "decay": 0.5}),
+    "aper": ("aper", {"rank": 2}),
+    "aper-full": ("aper", {"tune": "full"}),
+    "ease": ("ease", {"rank": 2}),
 }
 
 

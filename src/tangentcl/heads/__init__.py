@@ -1,5 +1,6 @@
 """Classifiers over fixed features that learn a stream in one pass, and as well as from all of it at once."""
 
+from tangentcl.heads.class_means import ClassMeans
 from tangentcl.heads.gaussian import FeCAM, SharedGaussian
 from tangentcl.heads.head import AnalyticHead, HeadForecast
 from tangentcl.heads.kernel_ridge import ArcCosineRidge
@@ -12,6 +13,7 @@ from tangentcl.heads.truncated import Flush, TruncatedRidge
 __all__ = [
     "AnalyticHead",
     "ArcCosineRidge",
+    "ClassMeans",
     "FeCAM",
     "Flush",
     "HeadForecast",

@@ -10,6 +10,7 @@ from tangentcl.losses.orthogonality import (
     released_orthogonality,
 )
 from tangentcl.losses.spectrum import log_condition, orthogonality_gap, spectrum_penalty
+from tangentcl.losses.task_cross_entropy import task_cross_entropy
 
 __all__ = [
     "cross_kernel_energy",
@@ -26,4 +27,5 @@ __all__ = [
     "released_orthogonality",
     "spectrum_penalty",
     "supcon_with_prototypes",
+    "task_cross_entropy",
 ]

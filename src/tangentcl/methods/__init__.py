@@ -7,12 +7,15 @@ from tangentcl.methods.analytic import Analytic
 from tangentcl.methods.derpp import DERPP
 from tangentcl.methods.ewc import EWC
 from tangentcl.methods.ewc_lora import EWCLoRA
+from tangentcl.methods.aper import APER
+from tangentcl.methods.ease import EASE
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.gpm import GPM
 from tangentcl.methods.inflora import InfLoRA
 from tangentcl.methods.joint import Joint
 from tangentcl.methods.l2sp import L2SP
+from tangentcl.methods.lae import LAE
 from tangentcl.methods.loranpac import LoRanPAC
 from tangentcl.methods.lwf import LwF
 from tangentcl.methods.method import Method
@@ -25,6 +28,7 @@ from tangentcl.methods.olora import OLoRA
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
 from tangentcl.methods.sdlora import SDLoRA
+from tangentcl.methods.slca import SLCA
 from tangentcl.methods.slda import SLDA
 from tangentcl.methods.spectral import Spectral
 
@@ -58,11 +62,19 @@ __all__ = [
     "EWC",
     "GPM",
     "L2SP",
+    "slca": SLCA,
+    "lae": LAE,
+    "aper": APER,
+    "ease": EASE,
+    "APER",
+    "EASE",
+    "LAE",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
     "OGD",
+    "SLCA",
     "SLDA",
     "Analytic",
     "EWCLoRA",

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, nearest
+from tangentcl.losses import task_cross_entropy
 from tangentcl.methods.method import Batch, Method, require_backbone
 from tangentcl.nn import Backbone, GrowingLinear, add_lora
 
@@ -88,9 +88,7 @@ class Finetune(Method):
         """That of `training_loss`, from logits ``[B, n_seen]`` that are there already."""
         if self.logits == "all":
             return F.cross_entropy(logits.float(), y)
-        current = torch.tensor(self._current, device=y.device)
-        matches = y[:, None] == current[None, :]  # [B, C_t]
-        return F.cross_entropy(logits[:, current].float(), matches.long().argmax(dim=1))
+        return task_cross_entropy(logits, y, self._current)
 
     def end_task(self, task: Task) -> None:
         """Nothing is consolidated: this is what the protected methods are compared with."""
