@@ -53,11 +53,14 @@ if TYPE_CHECKING:
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
     from tangentcl.methods import (
+        L2P,
         METHODS,
         NCM,
         NTKCL,
         NTKFSCIL,
         SLDA,
+        CODAPrompt,
+        DualPrompt,
         FeCAM,
         Finetune,
         Joint,
@@ -85,7 +88,10 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
+    "methods": (
+        "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL L2P DualPrompt "
+        "CODAPrompt"
+    ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -97,6 +103,7 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
+    "L2P",
     "METHODS",
     "NCM",
     "NTKCL",
@@ -105,8 +112,10 @@ __all__ = [
     "SLDA",
     "AdamW",
     "Backbone",
+    "CODAPrompt",
     "Candidate",
     "ConjugateKernel",
+    "DualPrompt",
     "EmpiricalNTK",
     "Experiment",
     "FeCAM",

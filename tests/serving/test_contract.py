@@ -28,6 +28,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nystrom": ("nystrom", {"n_landmarks": 10}),
     "loranpac": ("loranpac", {"n_units": 30, "block": 10}),
     "ntk_fscil": ("ntk_fscil", {"rank": 2, "n_units": 20}),
+    "l2p": ("l2p", {"n_prompts": 4, "length": 2, "n_chosen": 2}),
+    "dualprompt": ("dualprompt", {"expert_length": 3}),
+    "coda_prompt": ("coda_prompt", {"n_components": 6, "length": 4}),
 }
 
 

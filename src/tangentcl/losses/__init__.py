@@ -9,7 +9,9 @@ from tangentcl.losses.orthogonality import (
     released_direction,
     released_orthogonality,
 )
+from tangentcl.losses.orthonormality import orthonormality
 from tangentcl.losses.spectrum import log_condition, orthogonality_gap, spectrum_penalty
+from tangentcl.losses.task_cross_entropy import task_cross_entropy
 
 __all__ = [
     "cross_kernel_energy",
@@ -18,6 +20,7 @@ __all__ = [
     "n_pairs",
     "old_basis",
     "orthogonality_gap",
+    "orthonormality",
     "pair_index",
     "partners",
     "projected_energy",
@@ -26,4 +29,5 @@ __all__ = [
     "released_orthogonality",
     "spectrum_penalty",
     "supcon_with_prototypes",
+    "task_cross_entropy",
 ]

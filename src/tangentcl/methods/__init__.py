@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from tangentcl.errors import ConfigError, imported_class
 from tangentcl.methods.analytic import Analytic
+from tangentcl.methods.coda_prompt import CODAPrompt
+from tangentcl.methods.dualprompt import DualPrompt
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.joint import Joint
+from tangentcl.methods.l2p import L2P
 from tangentcl.methods.loranpac import LoRanPAC
 from tangentcl.methods.method import Method
 from tangentcl.methods.ncm import NCM
 from tangentcl.methods.ntk_fscil import NTKFSCIL
 from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.nystrom import Nystrom
+from tangentcl.methods.prompted import Prompted
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
 from tangentcl.methods.slda import SLDA
@@ -29,21 +33,28 @@ METHODS: dict[str, type[Method]] = {
     "nystrom": Nystrom,
     "loranpac": LoRanPAC,
     "ntk_fscil": NTKFSCIL,
+    "l2p": L2P,
+    "dualprompt": DualPrompt,
+    "coda_prompt": CODAPrompt,
 }
 
 __all__ = [
+    "L2P",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
     "SLDA",
     "Analytic",
+    "CODAPrompt",
+    "DualPrompt",
     "FeCAM",
     "Finetune",
     "Joint",
     "LoRanPAC",
     "Method",
     "Nystrom",
+    "Prompted",
     "RanPAC",
     "Replay",
     "method_class",

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, nearest
+from tangentcl.losses import task_cross_entropy
 from tangentcl.methods.method import Batch, Method, require_backbone
 from tangentcl.nn import Backbone, GrowingLinear, add_lora
 
 TUNE = ("head", "lora", "full")
 LOGITS = ("all", "current")
+
+
+def check_logits(logits: str) -> None:
+    """Raises ConfigError for anything but ``"all"`` and ``"current"``."""
+    if logits not in LOGITS:
+        raise ConfigError(f"logits must be one of {', '.join(LOGITS)}, got {logits!r}.{nearest(logits, LOGITS)}")
 
 
 class Finetune(Method):
@@ -55,8 +60,7 @@ class Finetune(Method):
         super().__init__()
         if tune not in TUNE:
             raise ConfigError(f"tune must be one of {', '.join(TUNE)}, got {tune!r}.{nearest(tune, TUNE)}")
-        if logits not in LOGITS:
-            raise ConfigError(f"logits must be one of {', '.join(LOGITS)}, got {logits!r}.{nearest(logits, LOGITS)}")
+        check_logits(logits)
         self.backbone = require_backbone(backbone)
         self.tune = tune
         self.logits = logits
@@ -74,12 +78,8 @@ class Finetune(Method):
 
     def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
         """``{"cross_entropy": ...}`` over all seen classes or the current task's."""
-        logits = self.head(self.backbone(x))  # [B, n_seen]
-        if self.logits == "all":
-            return {"cross_entropy": F.cross_entropy(logits.float(), y)}
-        current = torch.tensor(self._current, device=y.device)
-        matches = y[:, None] == current[None, :]  # [B, C_t]
-        return {"cross_entropy": F.cross_entropy(logits[:, current].float(), matches.long().argmax(dim=1))}
+        classes = None if self.logits == "all" else self._current
+        return {"cross_entropy": task_cross_entropy(self.head(self.backbone(x)), y, classes)}
 
     def end_task(self, task: Task) -> None:
         """Nothing is consolidated: this is what the protected methods are compared with."""
