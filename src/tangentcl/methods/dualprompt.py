@@ -97,7 +97,7 @@ class DualPrompt(Prompted):
         self.keys.append(nn.Parameter(torch.empty(self.trunk.width).uniform_(-1, 1).to(device)))
 
     def _features(self, tokens: Tokens, expert: Prefixes) -> Tensor:
-        general = self.general.same(0, len(tokens.values))
+        general = self.general.same(0, tokens.values.shape[0])  # not len, which tracing would take for a constant
         return self.trunk.prefixed(tokens, {**general, **expert})
 
     def _similarity(self, tokens: Tokens) -> Tensor:
@@ -110,7 +110,7 @@ class DualPrompt(Prompted):
             raise ModelError("DualPrompt.training_loss needs begin_task(task) first, which makes the task's expert")
         tokens = self.trunk.embed(x)
         pull = self.pull * (1 - self._similarity(tokens)[:, -1]).mean()
-        return self._features(tokens, self.experts.same(-1, len(tokens.values))), {"pull": pull}
+        return self._features(tokens, self.experts.same(-1, tokens.values.shape[0])), {"pull": pull}
 
     def nearest_task(self, x: Batch) -> Tensor:
         """The task whose expert a sample takes at test, ``[B]`` int64."""
