@@ -59,7 +59,9 @@ def test_the_bundled_network_on_digits(name: str, learn: Any, runtime: Any, tmp_
     assert "model.onnx" in made.description.files
 
 
-@pytest.mark.parametrize("name", ["joint", "replay", "loranpac", "ntk_fscil", "ntkcl", "l2p", "dualprompt", "coda_prompt"])
+@pytest.mark.parametrize(
+    "name", ["joint", "replay", "loranpac", "ntk_fscil", "ntkcl", "l2p", "dualprompt", "coda_prompt"]
+)
 def test_further_methods_pass_the_check_of_the_export(
     name: str, learn: Any, runtime: Any, small_backbones: None, tmp_path: Path
 ) -> None:

@@ -50,7 +50,8 @@ class DualPrompt(Prompted):
       that its predictions depend on which samples come together: one task's, in its evaluation.
     - There is one expert for each task seen. The release has as many as it is told tasks to come, and at test compares
       with the keys of those, too.
-    - Prefixes and keys start uniform on [-1, 1], as in a port to torch; the release has [0, 0.01).
+    - Prefixes and keys start uniform on [-1, 1], as in the port to torch, which most comparisons run; the release has
+      [0, 0.01), where prefixes start alike and all keys share a large direction.
     - An expert starts at random. The release starts it from that of the task before (``shared_prompt_pool``), of which
       the paper does not speak.
     - No label smoothing, and no gradient clipping unless ``plan.clip_norm`` asks for it (the release: 1).

@@ -46,8 +46,8 @@ class L2P(Prompted):
     - Prompts are chosen for every sample on its own. The release lets a batch vote and gives all its samples the same
       prompts (``batchwise_prompt``, at test, too), so that its predictions depend on which samples come together.
     - Prompts have no position; the release adds none either, a port to torch does.
-    - Initial prompts and keys are uniform on [-1, 1], as in the port; the release has [0, 0.01), where all keys point
-      the same way, and most samples start with the same prompts.
+    - Initial prompts and keys are uniform on [-1, 1], as in the port, which most comparisons run; the release has
+      [0, 0.01), where prompts start alike and all keys share a large direction.
     - f is counted over a task's samples at its end, by the choice that training made with the keys as they then are;
       while training it would depend on how samples are shared among processes.
     - No label smoothing, and no gradient clipping unless ``plan.clip_norm`` asks for it (the release: 1).
