@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         EASE,
         EWC,
         GPM,
+        L2P,
         L2SP,
         LAE,
         METHODS,
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
         OGD,
         SLCA,
         SLDA,
+        CODAPrompt,
+        DualPrompt,
         EWCLoRA,
         FeCAM,
         Finetune,
@@ -109,7 +112,7 @@ _ROOMS = {
     "forecast.effective_time": "effective_time",
     "methods": (
         "METHODS Method Finetune NCM Joint Replay DERPP L2SP EWC EWCLoRA LwF NTKCL RanPAC SLDA FeCAM Nystrom "
-        "LoRanPAC NTKFSCIL Spectral GPM OGD OLoRA InfLoRA SDLoRA SLCA LAE APER EASE"
+        "LoRanPAC NTKFSCIL Spectral GPM OGD OLoRA InfLoRA SDLoRA SLCA LAE APER EASE L2P DualPrompt CODAPrompt"
     ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
@@ -127,6 +130,7 @@ __all__ = [
     "EASE",
     "EWC",
     "GPM",
+    "L2P",
     "L2SP",
     "LAE",
     "METHODS",
@@ -139,8 +143,10 @@ __all__ = [
     "SLDA",
     "AdamW",
     "Backbone",
+    "CODAPrompt",
     "Candidate",
     "ConjugateKernel",
+    "DualPrompt",
     "EWCLoRA",
     "EmpiricalNTK",
     "Experiment",

@@ -99,8 +99,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "inflora-all": ("inflora", {"rank": 2, "energy": 0.7, "logits": "all", "targets": ["query", "fc1"]}),
     "sdlora": ("sdlora", {"rank": 2}),
     "sdlora-reduced": ("sdlora", {"rank": 3, "reduction": [[1, 2], [2, 1]], "targets": ["value", "fc2"]}),
+    "l2p": ("l2p", {"n_prompts": 4, "length": 2, "n_chosen": 2}),
+    "l2p-backbone": ("l2p", {"n_prompts": 4, "length": 2, "n_chosen": 1, "read": "backbone", "balanced": True}),
+    "dualprompt": ("dualprompt", {"general_length": 2, "expert_length": 3}),
+    "dualprompt-all": ("dualprompt", {"general_length": 1, "expert_length": 2, "logits": "all"}),
+    "coda_prompt": ("coda_prompt", {"n_components": 6, "length": 4}),
+    "coda_prompt-free": ("coda_prompt", {"n_components": 3, "length": 2, "blocks": (0, 1), "orthogonality": 0.0}),
 }
-IN_BLOCKS = {"ease", "ntkcl"}  # methods that put modules between the blocks of a transformer
+IN_BLOCKS = {"ease", "ntkcl", "l2p", "dualprompt", "coda_prompt"}  # methods that need a transformer's blocks
 PLAN = TrainingPlan(epochs=2, batch_size=8, lr=0.01, device="cpu", seed=3)
 
 Make = Callable[[], Method]

@@ -43,6 +43,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "aper": ("aper", {"rank": 2}),
     "aper-full": ("aper", {"tune": "full"}),
     "ease": ("ease", {"rank": 2}),
+    "l2p": ("l2p", {"n_prompts": 4, "length": 2, "n_chosen": 2}),
+    "dualprompt": ("dualprompt", {"expert_length": 3}),
+    "coda_prompt": ("coda_prompt", {"n_components": 6, "length": 4}),
 }
 
 

@@ -59,11 +59,20 @@ def test_the_bundled_network_on_digits(name: str, learn: Any, runtime: Any, tmp_
     assert "model.onnx" in made.description.files
 
 
-@pytest.mark.parametrize("name", ["joint", "replay", "loranpac", "ntk_fscil", "ntkcl"])
+@pytest.mark.parametrize(
+    "name", ["joint", "replay", "loranpac", "ntk_fscil", "ntkcl", "l2p", "dualprompt", "coda_prompt"]
+)
 def test_further_methods_pass_the_check_of_the_export(
     name: str, learn: Any, runtime: Any, small_backbones: None, tmp_path: Path
 ) -> None:
-    small = {"ntkcl": {"rank": 2, "n_prompts": 2}, "ntk_fscil": {"rank": 2, "n_units": 20}, "loranpac": {"n_units": 30}}
+    small = {
+        "ntkcl": {"rank": 2, "n_prompts": 2},
+        "ntk_fscil": {"rank": 2, "n_units": 20},
+        "loranpac": {"n_units": 30},
+        "l2p": {"n_prompts": 4, "length": 2, "n_chosen": 2},
+        "dualprompt": {"expert_length": 3},
+        "coda_prompt": {"n_components": 6, "length": 4},
+    }
     run = learn({"name": name, **small.get(name, {"rank": 2})})
     made = export_run(run.folder, tmp_path / "export", onnx=True)
     assert made.description.onnx is not None

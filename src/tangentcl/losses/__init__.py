@@ -9,6 +9,7 @@ from tangentcl.losses.orthogonality import (
     released_direction,
     released_orthogonality,
 )
+from tangentcl.losses.orthonormality import orthonormality
 from tangentcl.losses.spectrum import log_condition, orthogonality_gap, spectrum_penalty
 from tangentcl.losses.task_cross_entropy import task_cross_entropy
 
@@ -19,6 +20,7 @@ __all__ = [
     "n_pairs",
     "old_basis",
     "orthogonality_gap",
+    "orthonormality",
     "pair_index",
     "partners",
     "projected_energy",

@@ -1,4 +1,4 @@
-"""Cross-entropy over the classes of one task."""
+"""Cross-entropy over all classes seen, or over those of one task."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def task_cross_entropy(logits: Tensor, y: Tensor, classes: Sequence[int]) -> Tensor:
-    r"""Mean of :math:`-\log \big(\exp(l_y) / \sum_{c \in A} \exp(l_c)\big)` over the classes A of a task alone.
+def task_cross_entropy(logits: Tensor, y: Tensor, classes: Sequence[int] | None = None) -> Tensor:
+    r"""The mean of :math:`-\log \exp(l_y) / \sum_{c \in A} \exp(l_c)`, in float32.
 
-    "Local" or "masked" cross-entropy: columns of other classes get no gradient. In float32.
+    Logits outside A have no part in it and no gradient: the same as setting them to minus infinity.
 
     Args:
-        logits: ``[B, C]``.
-        y: labels among ``classes``, ``[B]`` int64.
-        classes: columns of A.
+        logits: ``[B, n_seen]``.
+        y: labels among A, ``[B]`` int64.
+        classes: A; None for all.
 
-    >>> logits = torch.tensor([[9.0, 1.0, 1.0]])
-    >>> round(task_cross_entropy(logits, torch.tensor([2]), (1, 2)).item(), 4)
+    >>> logits = torch.tensor([[0.0, 0.0, 5.0]])
+    >>> round(task_cross_entropy(logits, torch.tensor([1]), [0, 1]).item(), 4)
     0.6931
     """
-    chosen = torch.tensor(list(classes), device=y.device)
-    positions = (y[:, None] == chosen[None, :]).long().argmax(dim=1)  # [B]
-    return F.cross_entropy(logits[:, chosen].float(), positions)
+    if classes is None:
+        return F.cross_entropy(logits.float(), y)
+    current = torch.tensor(classes, device=y.device)
+    matches = y[:, None] == current[None, :]  # [B, C_t]
+    return F.cross_entropy(logits[:, current].float(), matches.long().argmax(dim=1))

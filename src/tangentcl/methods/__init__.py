@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from tangentcl.errors import ConfigError, imported_class
 from tangentcl.methods.analytic import Analytic
+from tangentcl.methods.aper import APER
+from tangentcl.methods.coda_prompt import CODAPrompt
 from tangentcl.methods.derpp import DERPP
+from tangentcl.methods.dualprompt import DualPrompt
+from tangentcl.methods.ease import EASE
 from tangentcl.methods.ewc import EWC
 from tangentcl.methods.ewc_lora import EWCLoRA
-from tangentcl.methods.aper import APER
-from tangentcl.methods.ease import EASE
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.gpm import GPM
 from tangentcl.methods.inflora import InfLoRA
 from tangentcl.methods.joint import Joint
+from tangentcl.methods.l2p import L2P
 from tangentcl.methods.l2sp import L2SP
 from tangentcl.methods.lae import LAE
 from tangentcl.methods.loranpac import LoRanPAC
@@ -25,6 +28,7 @@ from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.nystrom import Nystrom
 from tangentcl.methods.ogd import OGD
 from tangentcl.methods.olora import OLoRA
+from tangentcl.methods.prompted import Prompted
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
 from tangentcl.methods.sdlora import SDLoRA
@@ -55,19 +59,23 @@ METHODS: dict[str, type[Method]] = {
     "olora": OLoRA,
     "inflora": InfLoRA,
     "sdlora": SDLoRA,
-}
-
-__all__ = [
-    "DERPP",
-    "EWC",
-    "GPM",
-    "L2SP",
     "slca": SLCA,
     "lae": LAE,
     "aper": APER,
     "ease": EASE,
+    "l2p": L2P,
+    "dualprompt": DualPrompt,
+    "coda_prompt": CODAPrompt,
+}
+
+__all__ = [
     "APER",
+    "DERPP",
     "EASE",
+    "EWC",
+    "GPM",
+    "L2P",
+    "L2SP",
     "LAE",
     "METHODS",
     "NCM",
@@ -77,6 +85,8 @@ __all__ = [
     "SLCA",
     "SLDA",
     "Analytic",
+    "CODAPrompt",
+    "DualPrompt",
     "EWCLoRA",
     "FeCAM",
     "Finetune",
@@ -87,6 +97,7 @@ __all__ = [
     "Method",
     "Nystrom",
     "OLoRA",
+    "Prompted",
     "RanPAC",
     "Replay",
     "SDLoRA",

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, nearest
@@ -17,6 +16,12 @@ from tangentcl.nn import Backbone, GrowingLinear, add_lora
 
 TUNE = ("head", "lora", "full")
 LOGITS = ("all", "current")
+
+
+def check_logits(logits: str) -> None:
+    """Raises ConfigError for anything but ``"all"`` and ``"current"``."""
+    if logits not in LOGITS:
+        raise ConfigError(f"logits must be one of {', '.join(LOGITS)}, got {logits!r}.{nearest(logits, LOGITS)}")
 
 
 class Finetune(Method):
@@ -60,8 +65,7 @@ class Finetune(Method):
         super().__init__()
         if tune not in TUNE:
             raise ConfigError(f"tune must be one of {', '.join(TUNE)}, got {tune!r}.{nearest(tune, TUNE)}")
-        if logits not in LOGITS:
-            raise ConfigError(f"logits must be one of {', '.join(LOGITS)}, got {logits!r}.{nearest(logits, LOGITS)}")
+        check_logits(logits)
         if not math.isfinite(new_bias):
             raise ConfigError(f"new_bias must be a finite number, got {new_bias!r}")
         self.backbone = require_backbone(backbone)
@@ -86,9 +90,7 @@ class Finetune(Method):
 
     def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
         """That of `training_loss`, from logits ``[B, n_seen]`` that are there already."""
-        if self.logits == "all":
-            return F.cross_entropy(logits.float(), y)
-        return task_cross_entropy(logits, y, self._current)
+        return task_cross_entropy(logits, y, None if self.logits == "all" else self._current)
 
     def end_task(self, task: Task) -> None:
         """Nothing is consolidated: this is what the protected methods are compared with."""

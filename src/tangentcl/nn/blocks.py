@@ -15,6 +15,7 @@ from tangentcl.nn.pooling import pool_image, pool_text
 
 FUSED_FROM = 64  # tokens; below, attention written out is faster on a CPU than the fused kernel
 Layer = Callable[[Tensor], Tensor]
+Prefix = tuple[Tensor, Tensor]  # keys and values [B, P, d]
 
 
 @dataclass(frozen=True)
@@ -135,33 +136,41 @@ class TransformerBlock:
         object.__setattr__(self, "_output", FrozenLinear([self.output]))
         object.__setattr__(self, "_mlp", tuple(FrozenLinear([layer]) for layer in self.mlp))
 
-    def attend(self, x: Tensor, mask: Tensor | None = None, n_read: int | None = None) -> Tensor:
+    def attend(
+        self, x: Tensor, mask: Tensor | None = None, n_read: int | None = None, prefix: Prefix | None = None
+    ) -> Tensor:
         """The attention sub-layer: ``[B, N, d] -> [B, n_read, d]``.
 
         Args:
             x: tokens ``[B, N, d]``.
             mask: what each token counts, 0 for padding, ``[B, N]``; None for 1.
             n_read: only the first ``n_read`` tokens are computed; all are looked at. None for all.
+            prefix: keys and values that stand beside those of the tokens, as the heads see them: after projection
+                and after ``k_norm``.
         """
         looked_at = self.norm1(x) if self.pre_norm else x
         kept = x if n_read is None else x[:, :n_read]
-        update = self.scale1(self._output(self._mixed(looked_at, mask, n_read))[0])  # [B, n_read, d]
+        update = self.scale1(self._output(self._mixed(looked_at, mask, n_read, prefix))[0])  # [B, n_read, d]
         return kept + update if self.pre_norm else self.norm1(kept + update)
 
-    def _mixed(self, x: Tensor, mask: Tensor | None, n_read: int | None) -> Tensor:
+    def _mixed(self, x: Tensor, mask: Tensor | None, n_read: int | None, prefix: Prefix | None) -> Tensor:
         """What the heads see, side by side: ``[B, N, d] -> [B, n_read, d]``."""
         if n_read is None:
             queries, keys, values = self.projections.all(x)
         else:
             few = n_read * self.heads * 4 <= x.shape[-1] and x.shape[1] > self.heads
-            plain = few and isinstance(self.k_norm, nn.Identity)
+            plain = few and prefix is None and isinstance(self.k_norm, nn.Identity)
             weights = self.projections.weights(x.device.type) if plain else None
             if weights is not None:
                 q = self.q_norm(self._heads(self.projections.query(x[:, :n_read])))
                 return attention_of_few(x, q, *weights, mask)
             queries, (keys, values) = self.projections.query(x[:, :n_read]), self.projections.key_value(x)
         q, k = self.q_norm(self._heads(queries)), self.k_norm(self._heads(keys))  # [B, heads, n_read or N, d / heads]
-        return attention(q, k, self._heads(values), mask).transpose(1, 2).flatten(2)
+        v = self._heads(values)
+        if prefix is not None:
+            k, v = (torch.cat([t, self._heads(p.to(t.dtype))], dim=2) for t, p in zip((k, v), prefix))
+            mask = with_prompts(mask, prefix[0], x)
+        return attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
