@@ -15,10 +15,11 @@ REFERENCE = "spectral"  # the row that the others are tested against
 
 # Grids, three values each, from weak to strong.
 RATES = (1 / 3, 1.0, 3.0)
-SPECTRAL = (0.1, 1.0, 10.0)
-L2SP = (0.01, 0.1, 1.0)
-EWC = (10.0, 1e3, 1e5)
-EWC_LORA = (10.0, 1e3, 1e5)
+SPECTRAL = (0.01, 0.05, 0.25)
+L2SP = (1.0, 10.0, 100.0)
+EWC = (1e3, 1e4, 1e5)
+EWC_LORA = (1e3, 1e4, 1e5)
+ANCHORS = (0.01, 0.05, 0.25)
 LWF = (0.3, 1.0, 3.0)
 OLORA = (0.1, 0.5, 2.0)
 GPM = (0.9, 0.97, 0.99)
@@ -77,8 +78,8 @@ class Entry:
         return () if self.strength is None else self.grid
 
 
-def _spectral(label: str, **keywords: Any) -> Entry:
-    return Entry(label, "spectral", TUNED, "sketch", "strength", SPECTRAL, keywords)
+def _spectral(label: str, family: Family = TUNED, **keywords: Any) -> Entry:
+    return Entry(label, "spectral", family, "sketch", "strength", SPECTRAL, keywords)
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -109,10 +110,19 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("dualprompt", "dualprompt", PROMPTED, "prompts"),
     Entry("coda-prompt", "coda_prompt", PROMPTED, "prompts"),
     Entry("ntk-cl", "ntkcl", PROMPTED, "class means, running means of modules"),
-    _spectral(REFERENCE, form="layers"),
-    _spectral("spectral, anchors", form="anchors"),
-    _spectral("spectral, jacobian", form="jacobian"),
-    _spectral("spectral, projection", form="projection"),
+    _spectral(REFERENCE),
+    _spectral("spectral, gradients", ADAPTED, weights="gradients"),
+    _spectral("spectral, jacobian", ADAPTED, form="jacobian"),
+    Entry(
+        "anchors, function space",
+        "derpp",
+        TUNED,
+        "samples and logits",
+        "logits_weight",
+        ANCHORS,
+        {"labels_weight": 0.0},
+        budget="logits",
+    ),
 )
 
 
