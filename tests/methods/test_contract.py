@@ -107,6 +107,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "coda_prompt-free": ("coda_prompt", {"n_components": 3, "length": 2, "blocks": (0, 1), "orthogonality": 0.0}),
 }
 IN_BLOCKS = {"ease", "ntkcl", "l2p", "dualprompt", "coda_prompt"}  # methods that need a transformer's blocks
+# Variants that `make test` runs: the first of each method, and these. `make test-all` runs every one.
+FIRST = {name: key for key, (name, _) in reversed(VARIANTS.items())}
+ALWAYS = {
+    *FIRST.values(),
+    "finetune-current",
+    "finetune-head",
+    "finetune-full",
+    "ranpac-first-session",
+    "replay-herding",
+    "ntkcl-cached",
+    "ntkcl-dct",
+    "ntk_fscil-all",
+    "spectral-head",
+    "spectral-jacobian",
+}
 PLAN = TrainingPlan(epochs=2, batch_size=8, lr=0.01, device="cpu", seed=3)
 
 Make = Callable[[], Method]
@@ -116,7 +131,7 @@ def test_every_method_has_a_variant() -> None:
     assert {name for name, _ in VARIANTS.values()} == set(METHODS)
 
 
-@pytest.fixture(params=sorted(VARIANTS))
+@pytest.fixture(params=[pytest.param(v, marks=() if v in ALWAYS else pytest.mark.slow) for v in sorted(VARIANTS)])
 def make(
     request: pytest.FixtureRequest, tiny_backbone: Callable[[], Backbone], tiny_blocks: Callable[[], Backbone]
 ) -> Make:
