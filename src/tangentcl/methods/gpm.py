@@ -9,10 +9,10 @@ from torch import Tensor
 
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, nearest
-from tangentcl.methods.finetune import Finetune
+from tangentcl.methods.finetune import TUNE, Finetune
 from tangentcl.methods.method import Batch, Method
 from tangentcl.nn import Backbone
-from tangentcl.nn.peft import stack_lora
+from tangentcl.nn.lora_stack import LoRAStack, add_stacks
 from tangentcl.protect.layers import ProtectedLayers
 
 NEW_ROWS = ("free", "projected")
@@ -68,9 +68,7 @@ class GPM(Method):
         new_rows: Literal["free", "projected"] = "free",
         tune: Literal["head", "lora", "full"] = "lora",
         rank: int = 8,
-        alpha: float | None = None,
         targets: Sequence[str] = ("query", "value"),
-        dropout: float = 0.0,
         logits: Literal["all", "current"] = "all",
         new_bias: float = -2.0,
     ) -> None:
@@ -82,16 +80,14 @@ class GPM(Method):
         if new_rows not in NEW_ROWS:
             known = ", ".join(NEW_ROWS)
             raise ConfigError(f"new_rows must be one of {known}, got {new_rows!r}.{nearest(new_rows, NEW_ROWS)}")
-        self.learner = Finetune(
-            backbone,
-            tune=tune,
-            rank=rank,
-            alpha=alpha,
-            targets=targets,
-            dropout=dropout,
-            logits=logits,
-            new_bias=new_bias,
-        )
+        if tune not in TUNE:
+            raise ConfigError(f"tune must be one of {', '.join(TUNE)}, got {tune!r}.{nearest(tune, TUNE)}")
+        inner: Literal["head", "full"] = "full" if tune == "full" else "head"
+        self.learner = Finetune(backbone, tune=inner, logits=logits, new_bias=new_bias)
+        self.tune, self.rank = tune, rank
+        self._stacks = list(add_stacks(backbone, targets, LoRAStack).values()) if tune == "lora" else []
+        for stack in self._stacks:
+            stack.begin(rank)
         self.threshold = threshold
         self.growth = growth
         self.new_rows = new_rows
@@ -102,10 +98,11 @@ class GPM(Method):
         """New rows of the head and, after the first task, a new pair of LoRA factors; what is protected is held."""
         old_rows = self.learner.head.n_outputs
         self.learner.begin_task(task)
-        if self._n_begun and self.learner.tune == "lora":
-            stack_lora(self.learner.backbone)
-        if self._n_begun and self.learner.tune == "full":
-            self._freeze_unprotected()
+        if self._n_begun:
+            for stack in self._stacks:
+                stack.begin(self.rank)
+            if self.tune == "full":
+                self._freeze_unprotected()
         self._n_begun += 1
         self.protected.hold(old_rows if self.new_rows == "free" else None)
 
@@ -133,8 +130,8 @@ class GPM(Method):
 
     @property
     def reads_features(self) -> bool:
-        """As the learner inside."""
-        return self.learner.reads_features
+        """With ``tune = "head"``."""
+        return self.tune == "head"
 
     def predict(self, x: Batch) -> Tensor:
         """Logits over all classes seen so far, ``[B, n_seen]``."""

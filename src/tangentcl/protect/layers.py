@@ -15,7 +15,7 @@ from tangentcl.linalg import SecondMoment
 from tangentcl.nn import Backbone, GrowingLinear
 from tangentcl.nn.backbone import to_device
 from tangentcl.nn.extract import evaluating
-from tangentcl.nn.peft import newest_pair
+from tangentcl.nn.lora_stack import LoRAStack
 from tangentcl.processes import own_stretch, summed
 from tangentcl.protect.projection import ProtectedSpace, uncovered_directions
 
@@ -26,11 +26,10 @@ class ProtectedLayers(nn.Module):
     r"""A `ProtectedSpace` of input directions for a head and every linear layer of a backbone that trains.
 
     A plain layer is held as the matrix that multiplies inputs with a constant, so weight and bias move together. Of a
-    layer with LoRA the A of its newest pair is projected out of the space: with :math:`A U = 0` the product
-    :math:`B A x` is zero for x in the span of U, whatever B is. One pair that trains on for ever has no such rule:
-    :math:`B A - B_0 A_0 = (B - B_0) A_0 + B (A - A_0)` asks for :math:`(B - B_0) A_0 U = 0` as well, and once
-    :math:`A_0 U` has full rank, B may not move at all. So each task needs a pair of its own
-    (`tangentcl.nn.peft.stack_lora`).
+    `tangentcl.nn.lora_stack.LoRAStack` the A of its newest pair is projected out of the space: with :math:`A U = 0` the
+    product :math:`B A x` is zero for x in the span of U, whatever B is. One pair that trains on for ever has no such
+    rule: :math:`B A - B_0 A_0 = (B - B_0) A_0 + B (A - A_0)` asks for :math:`(B - B_0) A_0 U = 0` as well, and once
+    :math:`A_0 U` has full rank, B may not move at all. So each task needs a pair of its own.
 
     Args:
         backbone, head: looked at and changed, but not part of this module.
@@ -58,8 +57,7 @@ class ProtectedLayers(nn.Module):
     def _weights(self, name: str) -> tuple[Tensor, Tensor | None]:
         """What is held of a layer: weight and bias, or A."""
         layer: Any = self.layers[name]
-        pair = newest_pair(layer)
-        return (layer.weight, layer.bias) if pair is None else (pair[0].weight, None)
+        return (layer.pair[0].weight, None) if isinstance(layer, LoRAStack) else (layer.weight, layer.bias)
 
     def hold(self, head_rows: int | None = None) -> None:
         """What the layers put out along the protected directions is to stay, from now on.
@@ -69,7 +67,7 @@ class ProtectedLayers(nn.Module):
         """
         for space, name in zip(self._spaces(), self.layers):
             rows = _augmented(*self._weights(name))
-            if newest_pair(self.layers[name]) is not None:
+            if isinstance(self.layers[name], LoRAStack):
                 rows = torch.zeros_like(rows)
             space.hold(rows[:head_rows] if name == HEAD else rows)
 

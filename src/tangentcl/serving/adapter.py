@@ -19,7 +19,7 @@ from tangentcl.serving.description import Description
 def peft_model(method: Method) -> Any:
     """The peft model around a transformers model that a method adapts; None where there is none, or more than one.
 
-    An adapter file holds one adapter: None for pairs of several tasks, too, which are not what they are alone.
+    An adapter file holds one adapter: None for several of them, too, which are not what they are alone.
     """
     found: list[Any] = [m.model for m in method.modules() if isinstance(m, Backbone)]
     found = [model for model in found if hasattr(model, "peft_config")]
