@@ -12,7 +12,7 @@ from ..errors import RecordError
 from ..records.files import write_json
 from .pages import render, write_page
 from .plan_figure import plan_figure
-from .plan_text import outcome_rows, recipe_rows, verdict
+from .plan_text import MARKS, outcome_rows, recipe_rows, verdict
 
 NAME = "plan.json"
 
@@ -51,6 +51,7 @@ def page(plan: Mapping[str, Any]) -> str:
         "outcome": None if outcome is None else outcome_rows(plan),
         "within": None if outcome is None else outcome["within"],
         "tolerance": f"{100 * plan['max_forgetting']:g}",
+        "marks": f"{MARKS}, x refused",
         "heading": heading,
         "rows": lines,
         "refused": list(dict.fromkeys(refused)),
