@@ -85,14 +85,14 @@ class Pair:
         return {"pair": self.name, "all_seconds": self.seconds, **found, "plan": self.choice.to_dict()}
 
 
-def pairs(experiment: Experiment, count: int, held: int | None = None) -> Iterator[tuple[str, TaskStream]]:
+def pairs(experiment: Experiment, chosen: slice, held: int | None = None) -> Iterator[tuple[str, TaskStream]]:
     """Streams of two groups each, in cyclic order; with at most ``held`` validation samples of each class."""
     source, seed, groups = build_source(experiment.source), experiment.seeds[0], experiment.stream.get("groups")
     names = [task.name for task in build_stream(source, experiment.stream, seed)]
-    for i in range(min(count, len(names))):
+    for i in range(len(names))[chosen]:
         two = [names[i], names[(i + 1) % len(names)]]
-        chosen = {name: groups[name] for name in two} if isinstance(groups, dict) else two
-        stream = build_stream(source, {**experiment.stream, "groups": chosen}, seed)
+        wanted = {name: groups[name] for name in two} if isinstance(groups, dict) else two
+        stream = build_stream(source, {**experiment.stream, "groups": wanted}, seed)
         yield " -> ".join(two), stream if held is None else _thinned(stream, held)
 
 
@@ -108,14 +108,14 @@ def _thinned(stream: TaskStream, held: int) -> TaskStream:
     return dataclasses.replace(stream, tasks=tuple(tasks))
 
 
-def subjects(experiment: Experiment, count: int, held: int | None = None) -> Iterator[Subject]:
+def subjects(experiment: Experiment, chosen: slice, held: int | None = None) -> Iterator[Subject]:
     """What is planned for, pair by pair; features are computed once."""
     entry, seed = experiment.methods[0], experiment.seeds[0]
     method, plan = {"name": entry.name, "label": entry.label, **entry.keywords}, {**experiment.plan, **entry.plan}
     backbone = build_backbone(experiment.backbone)
     ready = transforms(backbone, experiment.transform)
     features = Features(backbone, build_plan(plan, seed)) if method.get("tune") == "head" else None
-    for title, stream in pairs(experiment, count, held):
+    for title, stream in pairs(experiment, chosen, held):
         stream = stream.with_transforms(*ready)
         if features is None:
             yield Subject(title, plan, method, experiment.backbone, seed, stream)
@@ -185,6 +185,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planning", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path, help="experiment file; its first method is planned with")
     parser.add_argument("--pairs", type=int, default=10, metavar="N", help="at most so many")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="of the pairs, counted from 0")
     parser.add_argument("--validation-per-class", type=int, metavar="N", help="at most so many (default: all)")
     parser.add_argument("--set", dest="settings", nargs="+", default=[], metavar="TABLE.KEY=VALUE")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
@@ -198,7 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Pair]:
     experiment = load_experiment(options.file, settings=options.settings)
     print(f"{HEADING}\n{'| --- ' * HEADING.count(' | ')}| --- |")
     found: list[Pair] = []
-    for subject in subjects(experiment, options.pairs, options.validation_per_class):
+    chosen = slice(options.first, options.first + options.pairs)
+    for subject in subjects(experiment, chosen, options.validation_per_class):
         found.append(kept(subject, options))
         print(line(found[-1]), flush=True)
     print(f"\n{summary(found)}")

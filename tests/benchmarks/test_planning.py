@@ -63,7 +63,7 @@ def test_what_was_planned_is_what_training_gives(file: Path, capsys: pytest.Capt
 
 def test_a_pair_without_a_recipe_shows_what_comes_closest(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--strength", "0", "--epochs", "1", "--max-forgetting", "-1", "--pairs", "1"]
-    (pair,) = main([str(file), *arguments, "--validation-per-class", "4"])
+    (pair,) = main([str(file), *arguments, "--first", "1", "--validation-per-class", "4"])
     assert pair.outcome is None
     assert not pair.within
-    assert "| low -> middle | none; closest strength 0, lr 0.01, epochs 1 | exact |" in capsys.readouterr().out
+    assert "| middle -> high | none; closest strength 0, lr 0.01, epochs 1 | exact |" in capsys.readouterr().out
