@@ -106,6 +106,120 @@ def test_a_run_lends_its_learner(here: Path, answer: Answer, save: str) -> None:
     assert (code, "--seed is for an experiment file" in err) == (2, True)
 
 
+SPECTRAL = """
+[[method]]
+name = "spectral"
+label = "held head"
+tune = "head"
+strength = 0.5
+"""
+
+
+@pytest.fixture
+def held(here: Path) -> Path:
+    """The small experiment with a method that adds a penalty."""
+    (here / "small.toml").write_text((here / "small.toml").read_text() + SPECTRAL)
+    return here
+
+
+def test_a_strength_is_one_of_the_coming_task(held: Path, answer: Answer) -> None:
+    """The tasks before are trained once, with the experiment's own."""
+    arguments = ("--method", "spectral", "--strength", "0", "0.1", "10", "--epochs", "3", "--max-forgetting", "1")
+    code, out, err = answer("plan", "small.toml", "--task", "2", *FIXED, *arguments, "--json")
+    assert code == 0
+    assert [err.count(f"training task {t}, one of the 2 before") for t in (0, 1)] == [1, 1]
+    found = json.loads(out)
+    rows = found["rows"]
+    assert [row["settings"] for row in rows] == [
+        {"method.strength": strength, "plan.lr": 0.02, "plan.epochs": 3} for strength in (0.0, 0.1, 10.0)
+    ]
+    assert len({row["old_now"] for row in rows}) == 1
+    assert rows[0]["forgetting"] > rows[2]["forgetting"]
+    assert any(note.startswith("method.strength is of task 2 alone") for note in found["notes"])
+    recipe = tomllib.loads(found["recipe"])
+    assert recipe["method"][0]["strength"] == rows[found["chosen"]]["settings"]["method.strength"]
+    assert found["outcome"] is None
+
+
+def test_strengths_are_tried_by_default(held: Path, answer: Answer) -> None:
+    _, found = planned(answer, "--method", "held-head", "--epochs", "2")
+    strengths = [row["settings"]["method.strength"] for row in found["rows"]]
+    assert strengths == [0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+    _, found = planned(answer, "--method", "held-head", "--epochs", "2", "--lr", "0.01", "0.02", "--strength", "0.1")
+    assert [row["settings"]["plan.lr"] for row in found["rows"]] == [0.01, 0.02]
+
+
+@pytest.mark.parametrize("strength", ["0.05", "2"])
+def test_the_chosen_recipe_is_trained(held: Path, answer: Answer, strength: str) -> None:
+    arguments = ("--method", "spectral", "--strength", strength, "--lr", "0.02", "--epochs", "3", "--train")
+    code, out, err = answer("plan", "small.toml", "--task", "2", *FIXED, *arguments, "--max-forgetting", "1", "--json")
+    assert code == 0
+    assert err.count("training task 0") == err.count("training task 1") == 1
+    found = json.loads(out)
+    (said,), (real,) = found["rows"], found["outcome"]["measured"]
+    assert real["split"] == "test"
+    assert found["outcome"]["within"] is True
+    for key in ("old_now", "old_after", "new_after"):
+        assert real[key] == pytest.approx(said[key])
+    code, out, _ = answer("plan", "small.toml", "--task", "2", *FIXED, *arguments, "--max-forgetting", "-1")
+    assert code == 1
+    assert "trained, test" not in out  # nothing was chosen
+
+
+def test_training_gives_what_a_run_has(held: Path, answer: Answer) -> None:
+    """For task 1 a pasted strength is no other for the tasks before: their penalty is zero."""
+    arguments = ("--method", "spectral", "--strength", "2", "--lr", "0.02", "--epochs", "3", "--train")
+    _, found = planned(answer, *arguments, "--max-forgetting", "1")
+    (real,) = found["outcome"]["measured"]
+    document = tomllib.loads((held / "small.toml").read_text())
+    document |= {"transform": {"augment": False}, "name": "real", **tomllib.loads(found["recipe"])}
+    document["stream"]["train_per_class"] = 12
+    (held / "real.toml").write_text(tomli_w.dumps(document))
+    assert answer("run", "real.toml", "--no-report")[0] == 0
+    matrix = Record.read(held / "runs/real/held-head/seed-0").accuracy
+    assert matrix is not None
+    assert real["old_now"] == pytest.approx(matrix.matrix[0][0])
+    assert real["old_after"] == pytest.approx(matrix.matrix[1][0])
+    assert real["new_after"] == pytest.approx(matrix.matrix[1][1])
+
+
+def test_a_folder_gets_the_plan_and_a_page(held: Path, answer: Answer) -> None:
+    fixed = (*FIXED, "stream.validation=0.5", "--lr", "0.02", "--epochs", "3", "--max-forgetting", "1", "--train")
+    code, out, _ = answer("plan", "small.toml", "--task", "1", *fixed, "--out", "made", "--svg", "curve.svg")
+    assert code == 0
+    assert "page: made/plan.html" in out
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith(("forecast,", "trained,"))] == [
+        ["forecast,", "validation"],
+        ["trained,", "validation"],
+        ["trained,", "test"],
+    ]
+    plan = json.loads((held / "made/plan.json").read_text())
+    assert [measured["split"] for measured in plan["outcome"]["measured"]] == ["validation", "test"]
+    html = (held / "made/plan.html").read_text()
+    assert "Forecast and result" in html
+    assert "within the tolerance" in html
+    assert "trained, test" in (held / "curve.svg").read_text()
+
+
+def test_a_run_lends_its_learner_for_training_too(held: Path, answer: Answer) -> None:
+    assert answer("run", "small.toml", "--no-report", *FIXED, "save=tasks")[0] == 0
+    arguments = ("--strength", "2", "--lr", "0.02", "--epochs", "3", "--train", "--max-forgetting", "1", "--json")
+    code, out, err = answer("plan", "runs/small/held-head/seed-0", "--task", "2", *arguments)
+    assert code == 0
+    assert "training task 0" not in err
+    found = json.loads(out)
+    assert found["outcome"]["measured"][0]["old_after"] == pytest.approx(found["rows"][0]["old_after"])
+
+
+def test_confidence_keeps_a_margin(here: Path, answer: Answer) -> None:
+    margins = []
+    for confidence in ("0", "0.9"):
+        _, found = planned(answer, "--lr", "0.02", "--epochs", "3", "--confidence", confidence)
+        margins.append(found["rows"][0]["old_margin"])
+    assert margins[0] == 0.0
+    assert margins[1] > 0.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -117,6 +231,8 @@ def test_a_run_lends_its_learner(here: Path, answer: Answer, save: str) -> None:
         (["--task", "1", "--method", "ncm"], "train"),
         (["--task", "1", "--vary", "stream.n_tasks=2,3"], "--vary expects plan.KEY=V,V or method.KEY=V,V"),
         (["--task", "1", "--vary", "plan.batch_sise=2"], "Did you mean 'batch_size'?"),
+        (["--task", "1", "--strength", "0.1"], "as spectral does; finetune has none"),
+        (["--task", "1", "--confidence", "1"], "at least 0 and below 1, got 1.0"),
         (["--task", "1", "--optimizer", "adam"], "plan.optimizer is 'adam'"),
     ],
 )

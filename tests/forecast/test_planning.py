@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from tangentcl.data import Samples, TaskStream
 from tangentcl.errors import ConfigError, DataError, ModelError
 from tangentcl.forecast import SGD, GradientDescent, Ridge, forecast_forgetting
 from tangentcl.forecast.planning import Candidate, plan_training
-from tangentcl.forecast.training_choice import Prospect, TrainingChoice, joined_choice
+from tangentcl.forecast.training_choice import Prospect, TrainingChoice, joined_choice, sampling_margin
 from tangentcl.methods import Finetune
 from tangentcl.nn import Backbone
 from tangentcl.training import Runtime, TaskFit, TrainingPlan
@@ -93,6 +94,32 @@ def test_low_trust_is_refined_where_asked(tiny_backbone: Callable[[], Backbone],
     assert [r.refined for r in rows] == [0.0, 0.9]
     assert all(torch.equal(value, method.state_dict()[key]) for key, value in state.items())
     assert plan_training(candidates[1:], old, task, task.test).rows[0].refined == 0.0
+
+
+def test_a_margin_by_hand() -> None:
+    """8 lost and 2 gained of 98: 6 / 98 now, and at most (8 - 2) / 100 + z sqrt(8.5 + 2.5 - 36 / 100) / 100."""
+    upper = 0.06 + 1.2815515655446004 * math.sqrt(10.64) / 100
+    assert sampling_margin(8, 2, 98, 0.9) == pytest.approx(upper - 6 / 98, rel=1e-12)
+    assert sampling_margin(0, 0, 98, 0.9) == pytest.approx(1.2815515655446004 / 100)  # none seen is not none at all
+    assert sampling_margin(8, 2, 98, 0.99) > sampling_margin(8, 2, 98, 0.9) > sampling_margin(8, 2, 98, 0.0) == 0.0
+
+
+def test_the_margin_covers_what_it_says() -> None:
+    """Samples lost and gained at given rates: true forgetting is above the limit about as often as was allowed."""
+    g = torch.Generator().manual_seed(0)
+    lost, gained, n = 0.03, 0.01, 300
+    draws = torch.rand(4000, n, generator=g)
+    b, c = (draws < lost).sum(1).tolist(), (draws > 1 - gained).sum(1).tolist()
+    limits = [(x - y) / n + sampling_margin(x, y, n, 0.9) for x, y in zip(b, c)]
+    assert sum(limit >= lost - gained for limit in limits) / len(limits) == pytest.approx(0.9, abs=0.02)
+
+
+def test_a_margin_counts_against_the_tolerance() -> None:
+    near, far = (
+        Prospect({}, 0.9, 0.9 - lost, new, "exact", old_margin=0.01) for lost, new in ((0.015, 0.9), (0.005, 0.8))
+    )
+    assert TrainingChoice((near, far), 0.02).chosen is far
+    assert near.cautious_forgetting == pytest.approx(0.025)
 
 
 def test_nothing_meets_the_demands() -> None:

@@ -55,22 +55,24 @@ class Prepared:
         """Model, head and samples, as they were found."""
         return self._setting
 
-    def forecast(self, dynamics: Dynamics, *, refine: float = 0.0) -> Forecast:
+    def forecast(self, dynamics: Dynamics, *, refine: float = 0.0, strength: float | None = None) -> Forecast:
         """What this recipe will do to the old outputs.
 
         Args:
             dynamics: the training recipe.
             refine: share of the steps, in [0, 1), that are really trained (on a copy of the parameters) before the
                 rest is forecast from there. Of use where `Forecast.trust` is low; it costs that share of the training.
+            strength: of the penalty that the model adds to its loss (``model.penalty(values, strength=...)``), in
+                place of its own; the model stays as it is.
 
         Raises:
-            ModelError: the model minimises another loss. DataError: labels without an output.
-            ConfigError: a recipe that diverges, or that the form cannot follow.
+            ModelError: the model minimises another loss, or has no penalty of a strength. DataError: labels without an
+                output. ConfigError: a recipe that diverges, or that the form cannot follow.
         """
         if not 0 <= refine < 1:
             raise ConfigError(f"refine is a share of the training, at least 0 and below 1, got {refine!r}")
         began = time.perf_counter()
-        dynamics = self._as_trained(dynamics)
+        dynamics = self._as_trained(dynamics, strength)
         columns = self.columns(dynamics.loss)
         if self.form == "exact":
             found = self._exactly(dynamics, columns)
@@ -135,10 +137,17 @@ class Prepared:
             raise ModelError(f"only the exact form has a linear problem, this forecast has the form '{self.form}'")
         return self._problem(self.columns(loss))
 
-    def _as_trained(self, dynamics: Dynamics) -> Dynamics:
+    def _as_trained(self, dynamics: Dynamics, strength: float | None = None) -> Dynamics:
         """The recipe with the penalty that the model adds to its loss: one that has a method ``penalty`` is asked."""
         own = getattr(self._model, "penalty", None)
         s = self._setting
+        if strength is not None:
+            if not callable(own) or isinstance(dynamics, Penalised):
+                what = "the recipe brings its own penalty" if callable(own) else "it adds no penalty to its loss"
+                raise ModelError(
+                    f"{type(self._model).__name__} cannot be forecast at a strength of {strength:g}: {what}"
+                )
+            own = partial(own, strength=strength)
         if not callable(own) or not dynamics.has_steps or isinstance(dynamics, Penalised):
             return dynamics
         parts = {} if s.head is None else {part: f"{s.head_name}.{part}" for part, _ in s.head.named_parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from tangentcl.forecast.dynamics import Dynamics
 from tangentcl.forecast.forecast import Forecast
 from tangentcl.forecast.forgetting import Prepared, prepare_forecast
 from tangentcl.forecast.inputs import Inputs
-from tangentcl.forecast.training_choice import Prospect, TrainingChoice
+from tangentcl.forecast.training_choice import Prospect, TrainingChoice, sampling_margin
 from tangentcl.kernels.batch import tensors, with_tensors
 
 Model = Any  # what `prepare_forecast` takes: a module, or (backbone, head)
@@ -34,6 +34,7 @@ class Candidate:
             makes it, called once for all candidates that hold the same function.
         columns: outputs in the loss; None = as the model's own loss says.
         training_samples: samples that training would go through, every epoch counted.
+        strength: of the penalty that the model adds to its loss; None = as the model has it. See `Prepared.forecast`.
     """
 
     settings: Mapping[str, Any]
@@ -41,6 +42,7 @@ class Candidate:
     model: Model | Callable[[], Model]
     columns: tuple[int, ...] | None = None
     training_samples: int = 0
+    strength: float | None = None
 
 
 def plan_training(
@@ -54,6 +56,7 @@ def plan_training(
     seen: int | None = None,
     outputs: Any = None,
     refine: float = 0.0,
+    confidence: float = 0.0,
     batch_size: int = 64,
     observe: Callable[[int, Prospect], None] = lambda number, row: None,
 ) -> TrainingChoice:
@@ -73,6 +76,8 @@ def plan_training(
         outputs, batch_size: of `prepare_forecast`.
         refine: share of the training that is really done (on a copy) where a forecast is of low trust, before it is
             made again from there; see `Prepared.forecast`. 0 trains nothing.
+        confidence: probability, below 1, with which forgetting is to stay within the tolerance on other old samples of
+            the same kind as well; see `Prospect.old_margin`. 0 asks for these samples alone.
         observe: called with the number of the candidate and its row as soon as it is known.
 
     Raises:
@@ -92,6 +97,8 @@ def plan_training(
     if not candidates:
         raise ConfigError("expected at least one candidate, got none")
     TrainingChoice((), max_forgetting, min_learned)  # refuses demands before any work
+    if not 0 <= confidence < 1:
+        raise ConfigError(f"confidence is a probability, at least 0 and below 1, got {confidence!r}")
     if seen is None and isinstance(new, Task):
         seen = (new.n_seen - len(new.new_classes)) or None
     both, labels, n_old = _together(old, new_test)
@@ -107,7 +114,9 @@ def plan_training(
                 model, both, new, outputs=outputs, columns=columns, seen=seen, modes=0, batch_size=batch_size
             )
             for number in members:
-                rows[number] = _prospect(candidates[number], prepared, labels, n_old, refine)
+                found = _prospect(candidates[number], prepared, labels, n_old, refine)
+                margin = sampling_margin(found.old_lost, found.old_gained, n_old, confidence)
+                rows[number] = replace(found, old_margin=margin)
                 observe(number, rows[number])
         except ModelError as error:
             unknown.append(error)
@@ -125,14 +134,16 @@ def _refused(candidate: Candidate, error: Exception) -> Prospect:
 def _prospect(candidate: Candidate, prepared: Prepared, labels: Tensor, n_old: int, refine: float) -> Prospect:
     began = time.perf_counter()
     try:
-        forecast = prepared.forecast(candidate.dynamics)
+        forecast = prepared.forecast(candidate.dynamics, strength=candidate.strength)
         refine = refine if _level(forecast) == "low" else 0.0
         if refine:
-            forecast = prepared.forecast(candidate.dynamics, refine=refine)
+            forecast = prepared.forecast(candidate.dynamics, refine=refine, strength=candidate.strength)
     except ConfigError as error:
         return _refused(candidate, error)
     positions = torch.arange(len(labels))
-    now, after = forecast.subset(positions[:n_old]).accuracy(labels[:n_old])
+    old = forecast.subset(positions[:n_old])
+    now, after = old.accuracy(labels[:n_old])
+    lost = int(old.flips(labels[:n_old]).sum())
     predicted = forecast.subset(positions[n_old:]).after.argmax(dim=1).cpu()
     return Prospect(
         settings=candidate.settings,
@@ -145,6 +156,8 @@ def _prospect(candidate: Candidate, prepared: Prepared, labels: Tensor, n_old: i
         seconds=time.perf_counter() - began,
         old_cautious=_cautious(forecast, labels[:n_old]),
         refined=refine,
+        old_lost=lost,
+        old_gained=lost - round((now - after) * n_old),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import NormalDist
 from typing import Any
 
 from tangentcl.errors import ConfigError
@@ -24,6 +26,9 @@ class Prospect:
         old_cautious: accuracy on old samples if their outputs moved further by the gap that `Trust` measured, at most
             ``old_after``; None = ``old_after``, as for an exact forecast.
         refined: share of the training that was really done before the rest was forecast, on a copy; 0 for none.
+        old_lost, old_gained: old samples that are right now and will be wrong, and the other way round.
+        old_margin: share of old samples by which forgetting may be larger on others of their kind, with the confidence
+            that was asked for; 0 where none was. See `sampling_margin`.
     """
 
     settings: Mapping[str, Any]
@@ -36,6 +41,9 @@ class Prospect:
     seconds: float = 0.0
     old_cautious: float | None = None
     refined: float = 0.0
+    old_lost: int = 0
+    old_gained: int = 0
+    old_margin: float = 0.0
 
     @property
     def forgetting(self) -> float:
@@ -44,8 +52,9 @@ class Prospect:
 
     @property
     def cautious_forgetting(self) -> float:
-        """Share of old samples lost by the cautious accuracy: what a tolerance is held against."""
-        return self.forgetting if self.old_cautious is None else self.old_now - self.old_cautious
+        """Share of old samples lost by the cautious accuracy, and the margin: what a tolerance is held against."""
+        lost = self.forgetting if self.old_cautious is None else self.old_now - self.old_cautious
+        return lost + self.old_margin
 
     @property
     def believable(self) -> bool:
@@ -144,6 +153,29 @@ class TrainingChoice:
 
     def _shortfall(self, row: Prospect) -> float:
         return max(0.0, row.cautious_forgetting - self.max_forgetting) + max(0.0, self.floor - row.new_after)
+
+
+def sampling_margin(lost: int, gained: int, n: int, confidence: float) -> float:
+    r"""What n old samples leave open about forgetting, a difference of paired shares.
+
+    With b samples lost and c gained of n, forgetting is :math:`(b - c)/n`. Half a sample is added to each of the four
+    cells, :math:`b' = b + 1/2` and :math:`c' = c + 1/2` (Agresti and Min, "Simple improved confidence intervals for
+    comparing matched proportions", Statistics in Medicine 24, 2005), and the margin goes from :math:`(b - c)/n` to the
+    upper limit
+
+    .. math:: \frac{b - c}{n + 2} + z \sqrt{\frac{b' + c' - (b' - c')^2 / (n + 2)}{(n + 2)^2}},
+
+    with z the normal quantile of the confidence, one-sided. It is of the recipe alone: that one of many was chosen on
+    these samples is not in it.
+
+    >>> round(sampling_margin(6, 0, 300, 0.9), 4), sampling_margin(6, 0, 300, 0.0)
+    (0.011, 0.0)
+    """
+    if not confidence or not n:
+        return 0.0
+    b, c, whole = lost + 0.5, gained + 0.5, n + 2
+    error = math.sqrt(b + c - (b - c) ** 2 / whole) / whole
+    return max(0.0, (b - c) / whole + NormalDist().inv_cdf(confidence) * error - (lost - gained) / n)
 
 
 def joined_choice(choices: Sequence[TrainingChoice]) -> TrainingChoice:

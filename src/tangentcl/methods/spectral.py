@@ -13,7 +13,7 @@ from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.method import Batch, Method
 from tangentcl.nn import Backbone
 from tangentcl.nn.backbone import to_device
-from tangentcl.protect.spectral import SpectralRegularizer
+from tangentcl.protect.spectral import SpectralRegularizer, checked_strength
 
 BATCH = 64  # samples per pass at the end of a task
 
@@ -83,10 +83,24 @@ class Spectral(Method):
         terms = self.learner.training_loss(x, y)
         return {**terms, "drift": self.penalty(dict(self.named_parameters()))}
 
-    def penalty(self, values: Mapping[str, Tensor]) -> Tensor:
-        r""":math:`\lambda\,t\,\Omega` after t tasks, of values of what trains by name: forecasts ask for it."""
+    @property
+    def strength(self) -> float:
+        """Of the penalty; may be changed between tasks."""
+        return self.guard.strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        self.guard.strength = checked_strength(value)
+
+    def penalty(self, values: Mapping[str, Tensor], strength: float | None = None) -> Tensor:
+        r""":math:`\lambda\,t\,\Omega` after t tasks, of values of what trains by name: forecasts ask for it.
+
+        Args:
+            strength: in place of :math:`\lambda`.
+        """
         inner = {name.removeprefix("learner."): value for name, value in values.items()}
-        return self.guard.strength * self.n_old * self.guard.of(inner)
+        strength = self.strength if strength is None else checked_strength(strength)
+        return strength * self.n_old * self.guard.of(inner)
 
     def end_task(self, task: Task) -> None:
         """One pass over the task's samples adds their second moments."""

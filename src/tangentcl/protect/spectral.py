@@ -78,11 +78,9 @@ class SpectralRegularizer(nn.Module):
         super().__init__()
         if form not in FORMS:
             raise ConfigError(f"form must be one of {', '.join(FORMS)}, got {form!r}.{nearest(form, FORMS)}")
-        for name, value in (("strength", strength), ("body", body)):
-            if not 0 <= value < float("inf"):
-                raise ConfigError(f"{name} must be zero or positive, got {value!r}")
+        checked_strength(body, "body")
         self.outputs: Outputs = outputs or _called
-        self.head, self.k, self.form, self.strength = head, k, form, float(strength)
+        self.head, self.k, self.form, self.strength = head, k, form, checked_strength(strength)
         names = {name for name, p in model.named_parameters() if p.requires_grad}
         if not names:
             raise ModelError("nothing of the model trains: no parameter requires grad, so there is nothing to protect")
@@ -232,6 +230,17 @@ class SpectralRegularizer(nn.Module):
         if self.jacobian is not None:
             self.jacobian.observe(model, batches, self.outputs)
         self.hold(model)
+
+
+def checked_strength(value: float, name: str = "strength") -> float:
+    """A factor on a penalty.
+
+    Raises:
+        ConfigError: a negative or infinite one.
+    """
+    if not 0 <= value < float("inf"):
+        raise ConfigError(f"{name} must be zero or positive, got {value!r}")
+    return float(value)
 
 
 def trained_values(model: nn.Module) -> dict[str, Tensor]:

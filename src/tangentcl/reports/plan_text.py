@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 Plain = Mapping[str, Any]  # of `TrainingChoice.to_dict`
@@ -12,8 +12,11 @@ MARKS = "* chosen, o trade-off curve, . other, ? not to be believed"
 
 
 def plan_text(plan: Plain) -> str:
-    """Table of all recipes, plot of new accuracy over forgetting, and the verdict."""
-    return "\n\n".join([table(plan), curve(plan), verdict(plan)]) + "\n"
+    """Table of all recipes, plot of new accuracy over forgetting, the verdict, and what training it gave if known."""
+    parts = [table(plan), curve(plan), verdict(plan)]
+    if plan.get("outcome") is not None:
+        parts.append("\n".join(_aligned(outcome_rows(plan), {0})))
+    return "\n\n".join(parts) + "\n"
 
 
 def mark(plan: Plain, number: int) -> str:
@@ -29,8 +32,18 @@ def mark(plan: Plain, number: int) -> str:
 def table(plan: Plain) -> str:
     """One line per recipe, with the settings that differ between them."""
     rows = plan["rows"]
-    names, keys = varied(rows), ["old_now", "old_after", "old_cautious", "forgetting", "new_after"]
-    headings = ["old now", "old after", "cautious", "forgetting", "new"]
+    refused = [_refusal(row, varied(rows)) for row in rows if row["trust"] == "refused"]
+    lines = recipe_rows(plan)
+    return "\n".join([*_aligned(lines, {0, lines[0].index("trust")}), *refused])
+
+
+def recipe_rows(plan: Plain) -> list[list[str]]:
+    """A heading, and the cells of every recipe: its mark, the settings that differ, the numbers."""
+    rows = plan["rows"]
+    names, keys = varied(rows), ["old_now", "old_after", "old_cautious", "old_margin", "forgetting", "new_after"]
+    headings = ["old now", "old after", "cautious", "margin", "forgetting", "new"]
+    if not any(row.get("old_margin") for row in rows):
+        del keys[3], headings[3]
     if all(row.get("old_cautious") in (None, row["old_after"]) for row in rows):  # no gap makes a difference
         del keys[2], headings[2]
     lines = [["", *names, *headings, "trust", "samples"]]
@@ -39,16 +52,34 @@ def table(plan: Plain) -> str:
         samples = f"{row['training_samples']:,}" if row["training_samples"] else ""
         settings = [_shown(row["settings"].get(name)) for name in names]
         lines.append([mark(plan, number), *settings, *numbers, row["trust"], samples])
+    return lines
+
+
+def outcome_rows(plan: Plain) -> list[list[str]]:
+    """A heading, and what was forecast of the chosen recipe beside what training it gave, for each kind of samples."""
+    said, measured = plan["rows"][plan["chosen"]], plan["outcome"]["measured"]
+    lines = [["", "old now", "old after", "forgetting", "new", "within"]]
+    keys = ("old_now", "old_after", "forgetting", "new_after")
+    within = said["forgetting"] <= plan["max_forgetting"] + 1e-9
+    lines.append([f"forecast, {measured[0]['split']}", *(_percent(said[key]) for key in keys), _yes(within)])
+    for real in measured:
+        lines.append([f"trained, {real['split']}", *(_percent(real[key]) for key in keys), _yes(real["within"])])
+    return lines
+
+
+def _yes(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
+def _aligned(lines: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Cells as lines of text; columns in ``left`` begin at the left, others end at the right."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    left = {0, len(names) + len(keys) + 1}
-    text = [
+    return [
         "  ".join(
             cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))
         ).rstrip()
         for line in lines
     ]
-    refused = [_refusal(row, names) for row in rows if row["trust"] == "refused"]
-    return "\n".join([*text, *refused])
 
 
 def varied(rows: Sequence[Plain]) -> list[str]:
