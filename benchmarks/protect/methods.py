@@ -15,11 +15,11 @@ REFERENCE = "spectral"  # the row that the others are tested against
 
 # Grids, three values each, from weak to strong.
 RATES = (1 / 3, 1.0, 3.0)
-SPECTRAL = (0.01, 0.05, 0.25)
+SPECTRAL = (0.01, 0.1, 1.0)
 L2SP = (1.0, 10.0, 100.0)
 EWC = (1e3, 1e4, 1e5)
 EWC_LORA = (1e3, 1e4, 1e5)
-ANCHORS = (0.01, 0.05, 0.25)
+ANCHORS = (0.01, 0.1, 1.0)
 LWF = (0.3, 1.0, 3.0)
 OLORA = (0.1, 0.5, 2.0)
 GPM = (0.9, 0.97, 0.99)
