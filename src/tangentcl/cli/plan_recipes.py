@@ -24,7 +24,7 @@ from tangentcl.training.recipe import recipe, recipe_notes
 
 FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # of the experiment's learning rate
 LENGTHS = (1 / 3, 1.0, 3.0)  # of its epochs
-STRENGTHS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of a method's penalty; they take the place of learning rates
+STRENGTHS = (0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of a method's penalty; they take the place of learning rates
 STRENGTH = "method.strength"
 
 
