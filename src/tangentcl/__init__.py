@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tangentcl.errors import TangentclError, nearest
 
 if TYPE_CHECKING:
+    from tangentcl import hf  # noqa: F401
     from tangentcl.data import (
         Source,
         Task,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Forecast,
         GradientDescent,
         GradientFlow,
+        Penalised,
         Prepared,
         ProtectedRidge,
         Ridge,
@@ -66,8 +68,10 @@ if TYPE_CHECKING:
         Nystrom,
         RanPAC,
         Replay,
+        Spectral,
     )
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
+    from tangentcl.protect.spectral import SpectralRegularizer
     from tangentcl.records import Record
     from tangentcl.serving import Predictor, export_run, load_predictor
     from tangentcl.training import StreamResult, TrainingPlan, run_stream
@@ -82,10 +86,11 @@ _ROOMS = {
     "kernels": "Kernel FeatureKernel EmpiricalNTK ConjugateKernel PseudoNTK SketchedNTK",
     "forecast": (
         "forecast_forgetting prepare_forecast Prepared forecast_linear forecast_streamed forecast_from_moments "
-        "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
-        "vulnerability rank_bound plan_training Candidate TrainingChoice"
+        "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW Penalised "
+        "batch_order vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
+    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL Spectral",
+    "protect.spectral": "SpectralRegularizer",
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -94,6 +99,7 @@ _ROOMS = {
     "records": "Record",
     "serving": "export_run load_predictor Predictor",
 }
+_MODULES = ("hf",)  # what is reached by its own name, as in tangentcl.hf.ForgettingGuard
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
@@ -120,6 +126,7 @@ __all__ = [
     "LoRanPAC",
     "Method",
     "Nystrom",
+    "Penalised",
     "Predictor",
     "Prepared",
     "ProtectedRidge",
@@ -130,6 +137,8 @@ __all__ = [
     "Ridge",
     "SketchedNTK",
     "Source",
+    "Spectral",
+    "SpectralRegularizer",
     "StreamResult",
     "StreamedForecast",
     "TangentclError",
@@ -170,10 +179,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"tangentcl.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"tangentcl.{name}")
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(f"module 'tangentcl' has no attribute {name!r}.{nearest(name, __all__)}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_MODULES})
