@@ -11,6 +11,7 @@ from tangentcl.forecast.layer_moments import LayerForecast, forecast_layers
 from tangentcl.forecast.linear import forecast_linear
 from tangentcl.forecast.moment_forecast import MomentForecast, moment_forecast
 from tangentcl.forecast.moments import TaskMoments
+from tangentcl.forecast.penalised import Penalised
 from tangentcl.forecast.planning import Candidate, plan_training
 from tangentcl.forecast.problem import LinearProblem, linear_problem
 from tangentcl.forecast.protected_ridge import ProtectedRidge
@@ -35,6 +36,7 @@ __all__ = [
     "LayerForecast",
     "LinearProblem",
     "MomentForecast",
+    "Penalised",
     "Prepared",
     "Prospect",
     "ProtectedRidge",
