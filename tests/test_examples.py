@@ -69,7 +69,7 @@ def test_protection(program: str) -> None:
     lines = [line for line in run(program).splitlines() if "accuracy" in line]
     without, guarded = (float(line.split("accuracy ")[1].split()[0]) for line in lines)
     assert without < 0.1
-    assert guarded > 0.7
+    assert guarded > 0.4
 
 
 def test_every_program_is_tested_and_short() -> None:

@@ -198,7 +198,7 @@ def test_much_less_is_forgotten_and_the_adapter_is_a_standard_one(tmp_path: Path
     read.eval()
     torch.testing.assert_close(logits(read, OLD.batch), logits(model, OLD.batch), rtol=1e-5, atol=1e-5)
     with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as file:
-        assert all("lora_" in key or "classifier" in key for key in file.keys())
+        assert all("lora_" in key or "classifier" in key for key in file.keys())  # noqa: SIM118
 
 
 def test_a_guard_outlives_its_session(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class ForgettingGuard(TrainerCallback):
 
 
 def add_gradient(guard: SpectralRegularizer, model: nn.Module) -> Tensor:
-    r"""Add the gradient of :math:`\lambda\,\Omega` to what parameters have; returns :math:`\lambda\,\Omega`, detached."""
+    r"""Add the gradient of :math:`\lambda\,\Omega` to what parameters have; returns :math:`\lambda\,\Omega`."""
     values = trained_values(model)
     with torch.enable_grad():
         penalty = guard.strength * guard.of(values)

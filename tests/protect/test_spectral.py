@@ -59,7 +59,7 @@ def _network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(D, 5), nn.Tanh(), nn.Linear(5, C))
 
 
-# --- a linear head -----------------------------------------------------------------------------------------------------
+# --- a linear head --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -105,7 +105,7 @@ def test_two_tasks_are_as_both_at_once() -> None:
         torch.testing.assert_close(one(head_alone), _drift(model, head_alone, old), rtol=1e-4, atol=1e-7)
 
 
-# --- layers below ------------------------------------------------------------------------------------------------------
+# --- layers below ---------------------------------------------------------------------------------------------------
 
 
 def _second_moments(model: nn.Sequential, old: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +132,9 @@ def test_layers_equal_dense_kfac(weights: str, body: float) -> None:
         for a, b in ((model[0], after[0]), (model[2], after[2]))  # type: ignore[index]
     ]
     below = delta[0].T @ M0 @ delta[0]
-    wanted = torch.trace(delta[1].T @ M1 @ delta[1]) + body * torch.trace(below @ G if weights == "gradients" else below)
+    wanted = torch.trace(delta[1].T @ M1 @ delta[1]) + body * torch.trace(
+        below @ G if weights == "gradients" else below
+    )
     torch.testing.assert_close(penalty.energy(trained_values(after)).double(), wanted, rtol=1e-5, atol=1e-8)
 
 
@@ -206,7 +208,7 @@ def test_the_jacobian_form_is_the_drift_to_first_order() -> None:
     assert sum(ratios) / 30 == pytest.approx(1.0, abs=0.2)
 
 
-# --- forecasts and moments ---------------------------------------------------------------------------------------------
+# --- forecasts and moments ------------------------------------------------------------------------------------------
 
 
 def _head_forecast() -> tuple[nn.Linear, Tensor, tuple[Tensor, Tensor], SGD]:
@@ -279,7 +281,7 @@ def test_moments_of_other_layers_are_refused() -> None:
         SpectralRegularizer.from_moments(nn.Linear(D, C), [wide], head="", weights="gradients")
 
 
-# --- state and files ---------------------------------------------------------------------------------------------------
+# --- state and files ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["layers", "jacobian"])
@@ -318,7 +320,7 @@ def test_files_that_are_not_of_this_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"guard.safetensors is not of this model"):
         SpectralRegularizer.load(path, _network())
     path.write_bytes(path.read_bytes()[:-4] + b"abcd")
-    with pytest.raises(DataError, match="guard.safetensors is damaged"):
+    with pytest.raises(DataError, match=r"guard\.safetensors is damaged"):
         SpectralRegularizer.load(path, nn.Linear(D, C))
 
 
@@ -332,7 +334,7 @@ def test_rows_that_were_added_have_to_be_held() -> None:
     assert float(guard(grown)) == 0.0
 
 
-# --- anchors -----------------------------------------------------------------------------------------------------------
+# --- anchors --------------------------------------------------------------------------------------------------------
 
 
 def test_anchors_by_hand() -> None:
@@ -352,7 +354,7 @@ def test_anchors_by_hand() -> None:
         AnchorPenalty(head, anchors, lambda m, x: m(x), per_step=0)
 
 
-# --- refusals ----------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ Parts = tuple[Tensor | None, Tensor | None]  # of weights [L, d_out, d_in] and b
 
 
 def dense_energies(
-    parts: dict[str, Sequence[Tensor]], references: dict[str, Tensor], inputs: Moment, outputs: Moment | None
+    parts: Mapping[str, Sequence[Tensor]], references: Mapping[str, Tensor], inputs: Moment, outputs: Moment | None
 ) -> Tensor:
     r"""Energies :math:`e = \mathrm{tr}(\Delta^\top M \Delta\, G)` of L layers, [L], once differentiable in ``parts``.
 
@@ -30,7 +30,7 @@ def dense_energies(
     """
     names = tuple(parts)
     settings = (names, [references[name] for name in names], inputs, outputs)
-    energies: Tensor = _Energies.apply(settings, *(tensor for name in names for tensor in parts[name]))  # type: ignore
+    energies: Tensor = _Energies.apply(settings, *(tensor for name in names for tensor in parts[name]))
     return energies
 
 

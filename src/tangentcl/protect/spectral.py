@@ -278,7 +278,7 @@ class SpectralRegularizer(nn.Module):
         if shapes == self._held:
             return
         if new := sorted(set(shapes) - set(self._held)):
-            raise ModelError(f"{new[:3]} train, and the guard was made without them. Freeze them, or make another guard")
+            raise ModelError(f"{new[:3]} train, and the guard was made without them. Freeze them, or make a new one")
         if gone := sorted(set(self._held) - set(shapes)):
             raise ModelError(f"the guard is of {gone[:3]}, which the model does not have or does not train")
         name = next(name for name in shapes if shapes[name] != self._held[name])
