@@ -98,6 +98,7 @@ def _of_runs() -> list[Kind]:
         Kind("features", "space/features.safetensors", records.features, records.read_features, checked=True),
         Kind("moments", "moments/task-000.safetensors", records.moments, records.read_moments, checked=True),
         Kind("sketch", "sketch.safetensors", records.sketch, records.read_sketch, checked=True),
+        Kind("guard", "guard.safetensors", records.guard, records.read_guard, checked=True),
         Kind("experiment", "small.toml", small, _experiment),
         Kind("experiment: --set", "small.toml", small, _experiment_set),
         Kind("experiment: published", "small.toml", small, lambda folder: load_published(folder / "small.toml")),

@@ -19,6 +19,7 @@ from tangentcl.linalg import LowRankDiagonal, load_sketch, save_sketch
 from tangentcl.methods import NCM
 from tangentcl.nn import Backbone, FeatureStore, backbone, from_module
 from tangentcl.nn.feature_store import Space
+from tangentcl.protect.spectral import SpectralRegularizer
 from tangentcl.records import Record, RecordWriter, TaskForecast, TaskTheory
 from tangentcl.records.files import plain
 from tangentcl.training import Checkpoints, TrainingPlan, run_stream
@@ -138,6 +139,17 @@ def read_sketch(folder: Path) -> Any:
     """The numbers of a sketch."""
     found = load_sketch(folder / "sketch.safetensors")
     return found.header, {key: value.tolist() for key, value in found.tensors().items()}
+
+
+def guard(folder: Path) -> None:
+    """A regulariser."""
+    SpectralRegularizer.of_old(nn.Linear(3, 2), torch.eye(3), k=2).save(folder / "guard.safetensors")
+
+
+def read_guard(folder: Path) -> Any:
+    """The settings and numbers of a regulariser."""
+    found = SpectralRegularizer.load(folder / "guard.safetensors", nn.Linear(3, 2))
+    return found.strength, found.k, {key: value.tolist() for key, value in found.state_dict().items()}
 
 
 def state(folder: Path) -> None:

@@ -64,11 +64,25 @@ def test_text_stream(encoder: str) -> None:
     assert "my cards are missing ->" in run("text_stream.py", encoder)
 
 
+@pytest.mark.parametrize("program", ["protect_pytorch.py", "protect_trainer.py"])
+def test_protection(program: str) -> None:
+    lines = [line for line in run(program).splitlines() if "accuracy" in line]
+    without, guarded = (float(line.split("accuracy ")[1].split()[0]) for line in lines)
+    assert without < 0.1
+    assert guarded > 0.4
+
+
 def test_every_program_is_tested_and_short() -> None:
-    assert PROGRAMS == ["own_images.py", "own_method.py", "text_stream.py"]
+    assert PROGRAMS == [
+        "own_images.py",
+        "own_method.py",
+        "protect_pytorch.py",
+        "protect_trainer.py",
+        "text_stream.py",
+    ]
     for name in PROGRAMS:
         lines = [line for line in (EXAMPLES / name).read_text(encoding="utf-8").splitlines() if line.strip()]
-        assert len(lines) <= 30
+        assert len(lines) <= (45 if name == "protect_trainer.py" else 30)
 
 
 def test_the_page_on_methods_shows_the_example() -> None:

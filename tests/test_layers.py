@@ -31,6 +31,7 @@ ALLOWED = {
     "losses": set(),
     "heads": set(),
     "protect": {"linalg", "kernels", "forecast", "nn", "data"},
+    "hf": {"protect"},
     "methods": {"protect", "losses", "heads", "theory", "linalg", "nn", "data"},
     "training": {"theory", "forecast", "kernels", "linalg", "methods", "nn", "data", "metrics"},
     "experiments": {"training", "forecast", "methods", "nn", "data", "metrics", "records", "reports"},
@@ -39,6 +40,8 @@ ALLOWED = {
     "cli": {"serving", "experiments", "training", "methods", "forecast", "nn", "data", "records", "reports", "metrics"},
     "__init__": {
         "serving",
+        "hf",
+        "protect",
         "data",
         "nn",
         "kernels",

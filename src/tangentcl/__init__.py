@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tangentcl.errors import TangentclError, nearest
 
 if TYPE_CHECKING:
+    from tangentcl import hf  # noqa: F401
     from tangentcl.data import (
         Source,
         Task,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         Forecast,
         GradientDescent,
         GradientFlow,
+        Penalised,
         Prepared,
         ProtectedRidge,
         Ridge,
@@ -90,6 +92,7 @@ if TYPE_CHECKING:
         Spectral,
     )
     from tangentcl.nn import Backbone, add_lora, add_peft, backbone, from_module
+    from tangentcl.protect.spectral import SpectralRegularizer
     from tangentcl.records import Record
     from tangentcl.serving import Predictor, export_run, load_predictor
     from tangentcl.training import StreamResult, TrainingPlan, run_stream
@@ -104,12 +107,13 @@ _ROOMS = {
     "kernels": "Kernel FeatureKernel EmpiricalNTK ConjugateKernel PseudoNTK SketchedNTK",
     "forecast": (
         "forecast_forgetting prepare_forecast Prepared forecast_linear forecast_streamed forecast_from_moments "
-        "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
-        "vulnerability rank_bound plan_training Candidate TrainingChoice"
+        "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW Penalised "
+        "batch_order vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
     "forecast.lora_ranks": "prune_ranks rank_scores",
     "forecast.harmless_ranks": "harmless_ranks",
     "forecast.effective_time": "effective_time",
+    "protect.spectral": "SpectralRegularizer",
     "methods": (
         "METHODS Method Finetune NCM Joint Replay DERPP L2SP EWC EWCLoRA LwF NTKCL RanPAC SLDA FeCAM Nystrom "
         "LoRanPAC NTKFSCIL Spectral GPM OGD OLoRA InfLoRA SDLoRA SLCA LAE APER EASE L2P DualPrompt CODAPrompt"
@@ -122,6 +126,7 @@ _ROOMS = {
     "records": "Record",
     "serving": "export_run load_predictor Predictor",
 }
+_MODULES = ("hf",)  # what is reached by its own name, as in tangentcl.hf.ForgettingGuard
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
@@ -164,6 +169,7 @@ __all__ = [
     "Method",
     "Nystrom",
     "OLoRA",
+    "Penalised",
     "Predictor",
     "Prepared",
     "ProtectedRidge",
@@ -176,6 +182,7 @@ __all__ = [
     "SketchedNTK",
     "Source",
     "Spectral",
+    "SpectralRegularizer",
     "StreamResult",
     "StreamedForecast",
     "TangentclError",
@@ -220,10 +227,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"tangentcl.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"tangentcl.{name}")
     if name.startswith("__"):
         raise AttributeError(name)
     raise AttributeError(f"module 'tangentcl' has no attribute {name!r}.{nearest(name, __all__)}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, *_MODULES})

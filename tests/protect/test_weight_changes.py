@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tangentcl.forecast.layer_moments import adapted_layers, effective_weight
-from tangentcl.protect.weight_changes import DenseChanges, LoRAChanges, Moment, ProbedChange, grouped, total_change
+from tangentcl.protect.moment import Moment
+from tangentcl.protect.weight_changes import DenseChanges, LoRAChanges, ProbedChange, grouped, total_change
 
 D_IN, D_OUT, K = 6, 4, 3
 

@@ -14,6 +14,7 @@ from tangentcl.forecast.linear import forecast_linear
 from tangentcl.forecast.lora_ranks import PrunedRanks, group_shrink, prune_ranks, rank_scores
 from tangentcl.forecast.moment_forecast import MomentForecast, moment_forecast
 from tangentcl.forecast.moments import TaskMoments
+from tangentcl.forecast.penalised import Penalised
 from tangentcl.forecast.planning import Candidate, plan_training
 from tangentcl.forecast.problem import LinearProblem, linear_problem
 from tangentcl.forecast.protected_ridge import ProtectedRidge
@@ -39,6 +40,7 @@ __all__ = [
     "LayerForecast",
     "LinearProblem",
     "MomentForecast",
+    "Penalised",
     "Prepared",
     "Prospect",
     "ProtectedRidge",

@@ -97,7 +97,6 @@ __all__ = [
     "Method",
     "Nystrom",
     "OLoRA",
-    "Prompted",
     "RanPAC",
     "Replay",
     "SDLoRA",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tangentcl.linalg import Sketch, restored
 from tangentcl.linalg.streamed_sketch import LowRankDiagonal
-from tangentcl.protect.weight_changes import Moment
+from tangentcl.protect.moment import Moment
 
 
 class MomentStore(nn.Module):
@@ -28,6 +28,7 @@ class MomentStore(nn.Module):
         self.register_buffer("rows", torch.zeros(n_layers, min(k, width), width))
         self.register_buffer("diagonal", torch.zeros(n_layers, width))
         self.register_buffer("seen", torch.zeros(n_layers, 3, dtype=torch.float64))
+        self._mean: tuple[tuple[Tensor, ...], list[int], Moment] | None = None
 
     @property
     def k(self) -> int:
@@ -35,9 +36,15 @@ class MomentStore(nn.Module):
         return self.rows.shape[1]
 
     def mean(self) -> Moment:
-        """Second moments per row; zero where nothing went in."""
-        n = self.seen[:, 0].clamp(min=1).to(self.rows)
-        return Moment(self.rows * n.rsqrt()[:, None, None], self.diagonal / n[:, None])
+        """Second moments per row; zero where nothing went in. Every step of training asks for it."""
+        content = self.rows, self.diagonal, self.seen
+        versions = [tensor._version for tensor in content]
+        known = self._mean is not None and all(a is b for a, b in zip(self._mean[0], content))
+        if self._mean is None or not known or self._mean[1] != versions:
+            n = self.seen[:, 0].clamp(min=1).to(self.rows)
+            mean = Moment(self.rows * n.rsqrt()[:, None, None], self.diagonal / n[:, None])
+            self._mean = content, versions, mean
+        return self._mean[2]
 
     def sketches(self) -> list[Sketch]:
         """What is stored, to which rows can be added."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tangentcl.errors import ConfigError, DataError, ModelError, nearest
+from tangentcl.errors import ConfigError, DataError, ModelError, RecordError, nearest
 from tangentcl.forecast.forecast import Forecast
 from tangentcl.forecast.head import linear_head
 from tangentcl.forecast.inputs import Inputs
@@ -17,6 +18,7 @@ from tangentcl.forecast.moment_forecast import MomentForecast
 from tangentcl.forecast.moments import TaskMoments
 from tangentcl.kernels.batch import tensors, with_tensors
 from tangentcl.kernels.network import Network, Outputs
+from tangentcl.linalg.sketch_file import read_tensors, write_tensors
 from tangentcl.protect.jacobian_penalty import JacobianPenalty
 from tangentcl.protect.layer_penalty import LayerPenalty
 from tangentcl.protect.weight_changes import Values
@@ -24,6 +26,8 @@ from tangentcl.protect.weight_changes import Values
 FORMS = ("layers", "jacobian")
 BATCH = 64  # samples per pass over old data
 CHOSEN_FROM = 8  # times the rank: directions of each layer among which a forecast chooses
+FORMAT = 1  # of the file
+SETTINGS = ("head", "k", "form", "body", "weights", "strength")
 NOT_TOUCHED = "it names no old samples: make it with forecast_forgetting or forecast_from_moments"
 
 
@@ -80,7 +84,9 @@ class SpectralRegularizer(nn.Module):
             raise ConfigError(f"form must be one of {', '.join(FORMS)}, got {form!r}.{nearest(form, FORMS)}")
         checked_strength(body, "body")
         self.outputs: Outputs = outputs or _called
-        self.head, self.k, self.form, self.strength = head, k, form, checked_strength(strength)
+        self.head, self.k, self.form, self.weights = head, k, form, weights
+        self.strength = checked_strength(strength)
+        self._held: dict[str, tuple[int, ...]] = {}  # shapes of what is held, by name
         names = {name for name, p in model.named_parameters() if p.requires_grad}
         if not names:
             raise ModelError("nothing of the model trains: no parameter requires grad, so there is nothing to protect")
@@ -193,8 +199,94 @@ class SpectralRegularizer(nn.Module):
         return guard
 
     def forward(self, model: nn.Module) -> Tensor:
-        r""":math:`\Omega`, a scalar; see the class. Multiply it with ``strength``."""
-        return self.of(trained_values(model))
+        r""":math:`\Omega`, a scalar; see the class. Multiply it with ``strength``.
+
+        Raises:
+            ModelError: other parameters train than those that are held.
+        """
+        values = trained_values(model)
+        self._check(values)
+        return self.of(values)
+
+    def check(self, model: nn.Module) -> None:
+        """Whether the guard is of what trains in a model.
+
+        Raises:
+            ModelError: another parameter, or one of another shape; it is named.
+        """
+        self._check(trained_values(model))
+
+    def save(self, path: str | Path) -> None:
+        """Write settings, second moments and the parameters that are held to a safetensors file, whole or not at all.
+
+        Raises:
+            RecordError: the file cannot be written.
+        """
+        header = {
+            "guard": FORMAT,
+            "settings": {name: getattr(self, name) for name in SETTINGS},
+            "parameters": {name: list(shape) for name, shape in self._held.items()},
+        }
+        content = {key: value.detach().cpu().clone() for key, value in self.state_dict().items()}
+        try:
+            write_tensors(Path(path), header, content)
+        except OSError as error:
+            raise RecordError(f"the guard cannot be written to {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, *, outputs: Outputs | None = None) -> SpectralRegularizer:
+        """What `save` wrote: it holds the model where it was held then.
+
+        Args:
+            model: with the same parameters that train; their values may be others. Add rows to a head afterwards,
+                and call `hold`.
+            outputs: as for the class, for samples that are still to be observed.
+
+        Raises:
+            DataError: a file that is missing, damaged or of another kind. ModelError: a model with other parameters.
+        """
+        header, content = read_tensors(Path(path))
+        settings, shapes = header.get("settings"), header.get("parameters")
+        if header.get("guard") != FORMAT or not isinstance(settings, dict) or not isinstance(shapes, dict):
+            raise DataError(f"{path} holds no guard of format {FORMAT}; SpectralRegularizer.save writes one")
+        try:
+            guard = cls(model, outputs=outputs, **settings)
+            guard._held = {name: tuple(shape) for name, shape in shapes.items()}
+            guard.check(model)
+        except ModelError as error:
+            raise ModelError(f"the guard in {path} is not of this model: {error}") from error
+        guard._restore(content, str(path))
+        return guard
+
+    def _restore(self, content: Mapping[str, Tensor], where: str) -> None:
+        here = self.state_dict()
+        if odd := sorted(set(content) ^ set(here)):
+            raise ModelError(f"the guard in {where} is of layers of another kind than the model's: {odd[:3]} differ")
+        for key, value in content.items():
+            name, _, last = key.rpartition(".")
+            rows = last == "rows"  # as many as were kept
+            if (value.shape[::2] if rows else value.shape) != (here[key].shape[::2] if rows else here[key].shape):
+                raise ModelError(
+                    f"the guard in {where} is not of this model: {key} is {list(value.shape)}, "
+                    f"here {list(here[key].shape)}"
+                )
+            setattr(self.get_submodule(name), last, value.to(here[key]))
+
+    def _check(self, values: Values) -> None:
+        shapes = {name: tuple(value.shape) for name, value in values.items()}
+        if shapes == self._held:
+            return
+        if new := sorted(set(shapes) - set(self._held)):
+            raise ModelError(f"{new[:3]} train, and the guard was made without them. Freeze them, or make a new one")
+        if gone := sorted(set(self._held) - set(shapes)):
+            raise ModelError(f"the guard is of {gone[:3]}, which the model does not have or does not train")
+        name = next(name for name in shapes if shapes[name] != self._held[name])
+        now, then = shapes[name], self._held[name]
+        grown = now[1:] == then[1:] and now[0] > then[0]
+        raise ModelError(
+            f"'{name}' is {list(now)}, and {list(then)} when it was held. "
+            + ("Call guard.hold(model) once rows are added" if grown else "Make another guard for another shape")
+        )
 
     def of(self, values: Values) -> Tensor:
         """The same for values of parameters by name, which need not be those of a model."""
@@ -220,6 +312,7 @@ class SpectralRegularizer(nn.Module):
     def hold(self, model: nn.Module) -> None:
         """Take the model's parameters as the reference: at the start of a task, with rows for its classes."""
         values = trained_values(model)
+        self._held = {name: tuple(value.shape) for name, value in values.items()}
         self.to(next(iter(values.values())).device)
         self.layers.hold(values)
         if self.jacobian is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,31 +12,11 @@ from torch import Tensor, nn
 from tangentcl.errors import ModelError
 from tangentcl.forecast.layer_moments import base_weight, is_linear
 from tangentcl.nn.heads import at_least_float32
+from tangentcl.protect.dense_energy import dense_energies
+from tangentcl.protect.moment import Moment
 
 Values = Mapping[str, Tensor]  # parameters by their names in the model
 Key = tuple[Any, ...]
-
-
-class Moment(NamedTuple):
-    r"""Matrices :math:`S^\top S + \mathrm{diag}(r)` of L layers.
-
-    Attributes:
-        rows: S, [L, k, d].
-        diagonal: r, [L, d].
-    """
-
-    rows: Tensor
-    diagonal: Tensor
-
-    def form(self, x: Tensor) -> Tensor:
-        """Quadratic forms of vectors x [L, m, d], one for each: [L, m]."""
-        rows, diagonal = self.rows.to(x), self.diagonal.to(x)
-        return (x @ rows.transpose(1, 2)).square().sum(dim=2) + (x.square() * diagonal[:, None]).sum(dim=2)
-
-    def gram(self, x: Tensor) -> Tensor:
-        """The form between vectors x [L, q, d], [L, q, q]."""
-        seen = x @ self.rows.to(x).transpose(1, 2)  # [L, q, k]
-        return seen @ seen.transpose(1, 2) + (x * self.diagonal.to(x)[:, None]) @ x.transpose(1, 2)
 
 
 class WeightChanges(nn.Module, ABC):
@@ -114,7 +94,8 @@ class DenseChanges(WeightChanges):
             self.d_out = stacked.shape[1]
 
     def energies(self, values: Values, inputs: Moment, outputs: Moment | None = None) -> Tensor:
-        return _energies(self._delta(values), inputs, outputs)
+        parts = {part: [values[name] for name in names] for part, names in self._own.items()}
+        return dense_energies(parts, {part: self.get_buffer(part) for part in parts}, inputs, outputs)
 
     def change(self, values: Values) -> Tensor:
         return self._delta(values).transpose(1, 2)
