@@ -53,15 +53,20 @@ if TYPE_CHECKING:
     )
     from tangentcl.kernels import ConjugateKernel, EmpiricalNTK, FeatureKernel, Kernel, PseudoNTK, SketchedNTK
     from tangentcl.methods import (
+        DERPP,
+        EWC,
+        L2SP,
         METHODS,
         NCM,
         NTKCL,
         NTKFSCIL,
         SLDA,
+        EWCLoRA,
         FeCAM,
         Finetune,
         Joint,
         LoRanPAC,
+        LwF,
         Method,
         Nystrom,
         RanPAC,
@@ -85,7 +90,10 @@ _ROOMS = {
         "Forecast StreamedForecast Trust Ridge ProtectedRidge GradientFlow GradientDescent SGD AdamW batch_order "
         "vulnerability rank_bound plan_training Candidate TrainingChoice"
     ),
-    "methods": "METHODS Method Finetune NCM Joint Replay NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC NTKFSCIL",
+    "methods": (
+        "METHODS Method Finetune NCM Joint Replay DERPP L2SP EWC EWCLoRA LwF NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC "
+        "NTKFSCIL"
+    ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
     "training.moments": "load_moments",
@@ -97,6 +105,9 @@ _ROOMS = {
 _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
+    "DERPP",
+    "EWC",
+    "L2SP",
     "METHODS",
     "NCM",
     "NTKCL",
@@ -107,6 +118,7 @@ __all__ = [
     "Backbone",
     "Candidate",
     "ConjugateKernel",
+    "EWCLoRA",
     "EmpiricalNTK",
     "Experiment",
     "FeCAM",
@@ -118,6 +130,7 @@ __all__ = [
     "Joint",
     "Kernel",
     "LoRanPAC",
+    "LwF",
     "Method",
     "Nystrom",
     "Predictor",

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from tangentcl.errors import ConfigError, imported_class
 from tangentcl.methods.analytic import Analytic
+from tangentcl.methods.derpp import DERPP
+from tangentcl.methods.ewc import EWC
+from tangentcl.methods.ewc_lora import EWCLoRA
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.joint import Joint
+from tangentcl.methods.l2sp import L2SP
 from tangentcl.methods.loranpac import LoRanPAC
+from tangentcl.methods.lwf import LwF
 from tangentcl.methods.method import Method
 from tangentcl.methods.ncm import NCM
 from tangentcl.methods.ntk_fscil import NTKFSCIL
@@ -23,6 +28,11 @@ METHODS: dict[str, type[Method]] = {
     "ncm": NCM,
     "joint": Joint,
     "replay": Replay,
+    "derpp": DERPP,
+    "l2sp": L2SP,
+    "ewc": EWC,
+    "ewc_lora": EWCLoRA,
+    "lwf": LwF,
     "ntkcl": NTKCL,
     "ranpac": RanPAC,
     "slda": SLDA,
@@ -34,16 +44,21 @@ METHODS: dict[str, type[Method]] = {
 }
 
 __all__ = [
+    "DERPP",
+    "EWC",
+    "L2SP",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
     "SLDA",
     "Analytic",
+    "EWCLoRA",
     "FeCAM",
     "Finetune",
     "Joint",
     "LoRanPAC",
+    "LwF",
     "Method",
     "Nystrom",
     "RanPAC",

@@ -74,12 +74,15 @@ class Finetune(Method):
 
     def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
         """``{"cross_entropy": ...}`` over all seen classes or the current task's."""
-        logits = self.head(self.backbone(x))  # [B, n_seen]
+        return {"cross_entropy": self.cross_entropy(self.predict(x), y)}
+
+    def cross_entropy(self, logits: Tensor, y: Tensor) -> Tensor:
+        """That of `training_loss`, from logits ``[B, n_seen]`` that are there already."""
         if self.logits == "all":
-            return {"cross_entropy": F.cross_entropy(logits.float(), y)}
+            return F.cross_entropy(logits.float(), y)
         current = torch.tensor(self._current, device=y.device)
         matches = y[:, None] == current[None, :]  # [B, C_t]
-        return {"cross_entropy": F.cross_entropy(logits[:, current].float(), matches.long().argmax(dim=1))}
+        return F.cross_entropy(logits[:, current].float(), matches.long().argmax(dim=1))
 
     def end_task(self, task: Task) -> None:
         """Nothing is consolidated: this is what the protected methods are compared with."""
@@ -92,6 +95,11 @@ class Finetune(Method):
     def predict(self, x: Batch) -> Tensor:
         """Logits over all classes seen so far, ``[B, n_seen]``."""
         return self.head(self.backbone(x))
+
+    @property
+    def loss_classes(self) -> list[int]:
+        """The classes that the loss of the current task is over, the set A."""
+        return list(self._current) if self.logits == "current" else list(range(self.head.n_outputs))
 
     def trainable_backbone(self) -> dict[str, nn.Parameter]:
         """The adapted parameters by name, without the head."""

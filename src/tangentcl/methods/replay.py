@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,6 +89,17 @@ class Replay(Method):
         share, extra = divmod(self.budget, len(groups))  # the first groups take what does not divide
         kept = [rows[(rows[:, :2] == g).all(dim=1)][: share + (i < extra)] for i, g in enumerate(groups)]
         self._kept = torch.cat(kept)
+
+    @property
+    def rows(self) -> Tensor:
+        """The memory, one row (class, index of the task, position in its training samples) per sample, ``[m, 3]``."""
+        return self._kept
+
+    def stored_batch(self, rows: Sequence[int], rng: np.random.Generator) -> tuple[Batch, Tensor]:
+        """The samples of some rows of the memory as a batch under the training transform, and their labels ``[B]``."""
+        train = {task.index: task.train for task in self._tasks}
+        chosen = self._kept[list(rows), 1:].tolist()
+        return self._tasks[-1].train.collate([train[task].item(position, rng) for task, position in chosen])
 
     def _ranked(self, task: Task) -> Tensor:
         labels = torch.as_tensor(task.train.labels)

@@ -68,7 +68,7 @@ def extract_features(
 
 
 @contextmanager
-def evaluating(backbone: Backbone | FeatureExtractor) -> Iterator[None]:
+def evaluating(backbone: nn.Module | FeatureExtractor) -> Iterator[None]:
     """Evaluation mode for a block; the mode of each module is restored afterwards."""
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
