@@ -55,11 +55,13 @@ if TYPE_CHECKING:
     from tangentcl.methods import (
         DERPP,
         EWC,
+        GPM,
         L2SP,
         METHODS,
         NCM,
         NTKCL,
         NTKFSCIL,
+        OGD,
         SLDA,
         EWCLoRA,
         FeCAM,
@@ -92,7 +94,7 @@ _ROOMS = {
     ),
     "methods": (
         "METHODS Method Finetune NCM Joint Replay DERPP L2SP EWC EWCLoRA LwF NTKCL RanPAC SLDA FeCAM Nystrom LoRanPAC "
-        "NTKFSCIL"
+        "NTKFSCIL GPM OGD"
     ),
     "training": "TrainingPlan run_stream StreamResult",
     "training.recipe": "recipe",
@@ -107,11 +109,13 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names.split()}
 __all__ = [
     "DERPP",
     "EWC",
+    "GPM",
     "L2SP",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
+    "OGD",
     "SGD",
     "SLDA",
     "AdamW",

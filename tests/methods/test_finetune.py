@@ -59,3 +59,17 @@ def test_unknown_choices_name_the_nearest(tiny_backbone: Callable[[], Backbone])
         Finetune(tiny_backbone(), tune="loro")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="Did you mean 'current'"):
         Finetune(tiny_backbone(), logits="curent")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="new_bias must be a finite number"):
+        Finetune(tiny_backbone(), new_bias=float("nan"))
+
+
+def test_new_classes_start_at_the_bias_asked_for(
+    tiny_backbone: Callable[[], Backbone], tiny_stream: TaskStream
+) -> None:
+    method = Finetune(tiny_backbone(), tune="head", new_bias=-2.0)
+    method.begin_task(tiny_stream[0])
+    assert method.head.bias.tolist() == [0.0, 0.0]  # the same shift of all classes would be none
+    with torch.no_grad():
+        method.head.bias.fill_(0.5)
+    method.begin_task(tiny_stream[1])
+    assert method.head.bias.tolist() == [0.5, 0.5, -2.0, -2.0]

@@ -26,6 +26,17 @@ def test_growth_keeps_old_rows_and_old_logits(kind: type[GrowingLinear]) -> None
     assert 0 < head.weight[2:].std() < 0.1
 
 
+def test_new_outputs_start_at_their_bias_and_old_ones_stay() -> None:
+    head = GrowingLinear(4)
+    head.grow(2)
+    head.bias.data += 1.0
+    head.grow(2, bias=-2.0)
+    head.grow(4, bias=-2.0)
+    assert head.bias.tolist() == [1.0, 1.0, -2.0, -2.0]
+    with pytest.raises(ModelError, match="without a bias"):
+        GrowingLinear(4, bias=False).grow(1, bias=-2.0)
+
+
 @pytest.mark.parametrize("kind", HEADS)
 def test_state_loads_into_a_head_grown_to_the_same_size(kind: type[GrowingLinear]) -> None:
     head, other = kind(4), kind(4)

@@ -11,6 +11,7 @@ from torch import nn
 from tangentcl.errors import ModelError
 from tangentcl.nn import Backbone, add_lora, add_peft, from_module, linear_roles, trainable_parameters
 from tangentcl.nn.hf import from_transformers
+from tangentcl.nn.peft import newest_pair, stack_lora
 from tangentcl.nn.vit import SmallViT
 
 Tiny = Callable[[str], nn.Module]
@@ -163,3 +164,49 @@ def test_state_round_trip() -> None:
     add_lora(other)
     other.load_state_dict(made.state_dict())
     assert torch.equal(other(X), made(X))
+
+
+def test_a_stacked_pair_starts_at_nothing_and_the_earlier_ones_stay() -> None:
+    made = small()
+    add_lora(made, rank=3, dropout=0.5)
+    step(made)
+    before = {name: p.clone() for name, p in made.named_parameters()}
+    features = made.eval()(X)
+    for number in (1, 2):
+        adapted = stack_lora(made)
+        assert len(adapted.layers) == 4
+        assert adapted.n_parameters == trainable_parameters(made) == 4 * 3 * 2 * 24
+        assert torch.equal(made(X), features)  # the new B is zero
+        trained = {name for name, p in made.named_parameters() if p.requires_grad}
+        pairs = [pair for module in made.modules() if (pair := newest_pair(module)) is not None]
+        assert len(pairs) == 4
+        assert {id(layer.weight) for pair in pairs for layer in pair} == {
+            id(p) for name, p in made.named_parameters() if name in trained
+        }
+        assert all(f"pair_{number}" in name for name in trained)
+    step(made)
+    made.train()
+    made(X).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in made.parameters() if p.requires_grad)
+    now = dict(made.named_parameters())
+    assert all(torch.equal(now[name], value) for name, value in before.items())
+    assert not torch.equal(made.eval()(X), features)
+
+
+def test_dropout_is_on_the_newest_pair_alone() -> None:
+    made = small()
+    add_lora(made, rank=3, dropout=0.5)
+    step(made)
+    features = made.eval()(X)
+    made.train()
+    assert not torch.equal(made(X), features)
+    stack_lora(made)
+    made.train()
+    torch.testing.assert_close(made(X), features)  # B of the newest is zero, and the earlier pair drops nothing
+    step(made)
+    assert not torch.equal(made(X), made(X))
+
+
+def test_only_lora_is_stacked() -> None:
+    with pytest.raises(ModelError, match="no LoRA to put another pair beside"):
+        stack_lora(small())

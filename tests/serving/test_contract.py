@@ -33,6 +33,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nystrom": ("nystrom", {"n_landmarks": 10}),
     "loranpac": ("loranpac", {"n_units": 30, "block": 10}),
     "ntk_fscil": ("ntk_fscil", {"rank": 2, "n_units": 20}),
+    "gpm": ("gpm", {"rank": 2}),
+    "ogd": ("ogd", {"rank": 2, "directions": 8}),
 }
 
 

@@ -9,6 +9,7 @@ from tangentcl.methods.ewc import EWC
 from tangentcl.methods.ewc_lora import EWCLoRA
 from tangentcl.methods.fecam import FeCAM
 from tangentcl.methods.finetune import Finetune
+from tangentcl.methods.gpm import GPM
 from tangentcl.methods.joint import Joint
 from tangentcl.methods.l2sp import L2SP
 from tangentcl.methods.loranpac import LoRanPAC
@@ -18,6 +19,7 @@ from tangentcl.methods.ncm import NCM
 from tangentcl.methods.ntk_fscil import NTKFSCIL
 from tangentcl.methods.ntkcl import NTKCL
 from tangentcl.methods.nystrom import Nystrom
+from tangentcl.methods.ogd import OGD
 from tangentcl.methods.ranpac import RanPAC
 from tangentcl.methods.replay import Replay
 from tangentcl.methods.slda import SLDA
@@ -41,16 +43,20 @@ METHODS: dict[str, type[Method]] = {
     "loranpac": LoRanPAC,
     "ntk_fscil": NTKFSCIL,
     "spectral": Spectral,
+    "gpm": GPM,
+    "ogd": OGD,
 }
 
 __all__ = [
     "DERPP",
     "EWC",
+    "GPM",
     "L2SP",
     "METHODS",
     "NCM",
     "NTKCL",
     "NTKFSCIL",
+    "OGD",
     "SLDA",
     "Analytic",
     "EWCLoRA",

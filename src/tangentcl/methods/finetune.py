@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -35,6 +36,9 @@ class Finetune(Method):
         rank, alpha, targets, dropout: of LoRA (Hu et al., ICLR 2022), see `tangentcl.nn.add_lora`; used for
             ``tune="lora"`` only.
         logits: ``"all"`` or ``"current"``.
+        new_bias: initial bias of the head's new rows in every task but the first, whose classes start at 0 and have
+            nothing to be low against. About -2 keeps new classes low on old samples, which helps what protects old
+            outputs.
 
     Note:
         Weight decay of the plan also shrinks the rows of old classes, which receive no gradient under
@@ -51,15 +55,19 @@ class Finetune(Method):
         targets: Sequence[str] = ("query", "value"),
         dropout: float = 0.0,
         logits: Literal["all", "current"] = "all",
+        new_bias: float = 0.0,
     ) -> None:
         super().__init__()
         if tune not in TUNE:
             raise ConfigError(f"tune must be one of {', '.join(TUNE)}, got {tune!r}.{nearest(tune, TUNE)}")
         if logits not in LOGITS:
             raise ConfigError(f"logits must be one of {', '.join(LOGITS)}, got {logits!r}.{nearest(logits, LOGITS)}")
+        if not math.isfinite(new_bias):
+            raise ConfigError(f"new_bias must be a finite number, got {new_bias!r}")
         self.backbone = require_backbone(backbone)
         self.tune = tune
         self.logits = logits
+        self.new_bias = new_bias
         if tune == "lora":
             add_lora(backbone, rank, alpha=alpha, targets=targets, dropout=dropout)
         elif tune == "full":
@@ -69,7 +77,7 @@ class Finetune(Method):
 
     def begin_task(self, task: Task) -> None:
         """Append one row per new class to the head."""
-        self.head.grow(task.n_seen)
+        self.head.grow(task.n_seen, bias=self.new_bias if self.head.n_outputs else 0.0)
         self._current = list(task.classes)
 
     def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:

@@ -32,8 +32,8 @@ class GrowingLinear(nn.Module):
     """A linear classifier whose outputs are appended as classes arrive: ``z W^T + b``.
 
     Starts without outputs. :meth:`grow` replaces the parameters, so an optimiser has to be made afterwards; old rows
-    stay bit-equal, new rows are normal with deviation 0.02 (global torch generator), new biases zero. A state dict
-    loads into a head that was grown to the same number of outputs.
+    stay bit-equal, new rows are normal with deviation 0.02 (global torch generator), new biases zero unless `grow` is
+    told otherwise. A state dict loads into a head that was grown to the same number of outputs.
 
     Shapes: features [B, width] -> logits [B, n_outputs].
 
@@ -53,13 +53,31 @@ class GrowingLinear(nn.Module):
     def n_outputs(self) -> int:
         return self.weight.shape[0]
 
-    def grow(self, n_outputs: int) -> None:
-        """Append rows until there are ``n_outputs`` in total. Raises ModelError for fewer than there are."""
+    def grow(self, n_outputs: int, bias: float = 0.0) -> None:
+        """Append rows until there are ``n_outputs`` in total.
+
+        Args:
+            bias: of the new outputs. A low one (about -2) keeps new classes from winning on old samples before
+                anything was learned.
+
+        Raises:
+            ModelError: fewer outputs than there are, or a bias for a head without.
+
+        >>> head = GrowingLinear(4)
+        >>> head.grow(1)
+        >>> head.grow(2, bias=-2.0)
+        >>> head.bias.tolist()
+        [0.0, -2.0]
+        """
+        if bias and self.bias is None:
+            raise ModelError(f"this head was made without a bias, and its new outputs were to start at {bias:g}.")
         if n_outputs == self.n_outputs:
             return
+        old = self.n_outputs
         self.weight = _grown(self.weight, n_outputs, std=0.02)
         if self.bias is not None:
             self.bias = _grown(self.bias, n_outputs, std=0.0)
+            self.bias.data[old:] = bias
 
     def forward(self, features: Tensor) -> Tensor:
         return F.linear(features, self.weight, self.bias)

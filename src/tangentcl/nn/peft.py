@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from tangentcl.nn.weights import trainable_parameters
 
 if TYPE_CHECKING:
     from peft import PeftConfig
+    from torch.nn import Linear
 
-__all__ = ["Adapted", "add_lora", "add_peft", "linear_roles"]
+__all__ = ["Adapted", "add_lora", "add_peft", "linear_roles", "newest_pair", "stack_lora"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,49 @@ def add_lora(
     scale: Any = rank if alpha is None else alpha  # annotated as a whole number in peft, and used as a factor
     config = LoraConfig(r=rank, lora_alpha=scale, target_modules=layers, lora_dropout=dropout)
     return add_peft(backbone, config)
+
+
+def stack_lora(backbone: Backbone) -> Adapted:
+    r"""Another pair of low-rank factors beside those of `add_lora`, which stay as they are and train no more.
+
+    A layer then computes :math:`W + s \sum_t B_t A_t`; the new B is zero, so the features do not change. Dropout on the
+    inputs of the earlier pairs is off from now on: they are part of the frozen model. Cost and memory grow by one pair
+    per layer and call.
+
+    Returns:
+        the adapted layers, and the number of parameters of the new pairs.
+
+    Raises:
+        ModelError: a backbone that `add_lora` was not called on.
+    """
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    model: Any = backbone.model
+    configs = dict(getattr(model, "peft_config", {}))
+    if not configs or not all(isinstance(config, LoraConfig) for config in configs.values()):
+        raise ModelError(f"{backbone.card.name} has no LoRA to put another pair beside. Call add_lora first.")
+    name = f"pair_{len(configs)}"
+    model.add_adapter(name, copy.deepcopy(next(iter(configs.values()))))
+    model.base_model.set_adapter([*configs, name])
+    layers = {key: m for key, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    for layer in layers.values():
+        for earlier in configs:
+            layer.lora_A[earlier].requires_grad_(False)
+            layer.lora_B[earlier].requires_grad_(False)
+            layer.lora_dropout[earlier] = nn.Identity()
+    model.to(backbone.device)
+    backbone.train(backbone.training)
+    return Adapted(tuple(layers), trainable_parameters(backbone))
+
+
+def newest_pair(layer: Any) -> tuple[Linear, Linear] | None:
+    """A [r, d_in] and B [d_out, r] of the pair that trains in a layer with LoRA; None for any other layer."""
+    if not hasattr(layer, "lora_A"):
+        return None
+    name = layer.active_adapters[-1]
+    return layer.lora_A[name], layer.lora_B[name]
 
 
 def add_peft(backbone: Backbone, config: PeftConfig) -> Adapted:

@@ -17,10 +17,13 @@ from tangentcl.serving.description import Description
 
 
 def peft_model(method: Method) -> Any:
-    """The peft model around a transformers model that a method adapts; None where there is none, or more than one."""
+    """The peft model around a transformers model that a method adapts; None where there is none, or more than one.
+
+    An adapter file holds one adapter: None for pairs of several tasks, too, which are not what they are alone.
+    """
     found: list[Any] = [m.model for m in method.modules() if isinstance(m, Backbone)]
     found = [model for model in found if hasattr(model, "peft_config")]
-    if len(found) != 1 or "default" not in found[0].peft_config:
+    if len(found) != 1 or set(found[0].peft_config) != {"default"}:
         return None
     from transformers import PreTrainedModel
 
