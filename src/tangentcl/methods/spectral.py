@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tangentcl.data import Samples, Task
-from tangentcl.errors import ConfigError
 from tangentcl.methods.finetune import Finetune
 from tangentcl.methods.method import Batch, Method
 from tangentcl.nn import Backbone
@@ -33,7 +32,8 @@ class Spectral(Method):
             below and both are the same.
         body: factor on everything but the head.
         weights: of layers below the head, ``"gradients"`` or ``"equal"``, see `tangentcl.protect.layer_penalty`.
-        new_bias: of new rows of the head when they are added. Low, new classes intrude on old samples less.
+        new_bias: of new rows of the head when they are added, but for the first task's. Below that of old classes,
+            new ones intrude on old samples less.
 
     The other arguments are those of `Finetune`.
     """
@@ -56,12 +56,16 @@ class Spectral(Method):
         logits: Literal["all", "current"] = "all",
     ) -> None:
         super().__init__()
-        if not abs(new_bias) < float("inf"):
-            raise ConfigError(f"new_bias must be a finite number, got {new_bias!r}")
         self.learner = Finetune(
-            backbone, tune=tune, rank=rank, alpha=alpha, targets=targets, dropout=dropout, logits=logits
+            backbone,
+            tune=tune,
+            rank=rank,
+            alpha=alpha,
+            targets=targets,
+            dropout=dropout,
+            logits=logits,
+            new_bias=new_bias,
         )
-        self.new_bias = new_bias
         self.guard = SpectralRegularizer(
             self.learner, head="head", k=k, form=form, body=body, weights=weights, strength=strength
         )
@@ -71,12 +75,7 @@ class Spectral(Method):
 
     def begin_task(self, task: Task) -> None:
         """Append one row per new class, and hold everything where it is."""
-        head = self.learner.head
-        before = head.n_outputs
         self.learner.begin_task(task)
-        with torch.no_grad():
-            assert head.bias is not None
-            head.bias[before:] = self.new_bias
         self.guard.hold(self.learner)
 
     def training_samples(self, task: Task) -> Samples | None:
