@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from benchmarks.spectral.rows import ROWS, Row
 from benchmarks.spectral.settings import SETTINGS, Setting, Streams, identity
-
 from tangentcl import metrics
 from tangentcl.data import TaskStream
 from tangentcl.training import run_stream
@@ -63,7 +63,7 @@ def compare(setting: Setting, rows: Sequence[Row], n_seeds: int) -> list[dict[st
     width, found = streams.backbone.width, []
     gc.freeze()  # a run collects garbage at every task, and would look through all that was imported
     for row in rows:
-        for k in row.keys(setting.k, setting.fewer):
+        for k in row.keys(setting.name, setting.k, setting.fewer):
             tried = tune(row, k, tuning, setting, width)
             value = max(tried, key=lambda v: tried[v])
             runs = [measure(row, k, value, seed, stream, setting, width) for seed, stream in enumerate(tests)]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.head_table import Features
 from torch import Tensor, nn
 
+from benchmarks.head_table import Features
 from tangentcl.data import TaskStream, class_incremental, domain_incremental, load
 from tangentcl.data.transforms import ArrayTransform, to_image
 from tangentcl.heads import RandomReLU
@@ -42,15 +42,17 @@ class Setting:
     """A stream, how its heads are trained, and how much may be remembered.
 
     Attributes:
-        stream: of samples, by seed and the share held out for validation.
+        stream: of samples, by seed; with a number of tasks, the stream of so many that values are chosen on.
         backbone: that makes the features.
         k: directions, samples or anchors kept. fewer: smaller numbers that the sketches are compared at as well.
         plan: the recipe of every method that takes gradient steps.
+        tuned_on: tasks that values are chosen on.
         grids: what is tried of each kind of row, as many values of each.
     """
 
     name: str
-    stream: Callable[[int, float], TaskStream]
+    stream: Callable[[int, int | None], TaskStream]
+    tuned_on: int
     backbone: Callable[[], Backbone]
     k: int
     fewer: tuple[int, ...]
@@ -59,10 +61,11 @@ class Setting:
 
 
 GRIDS: dict[str, tuple[float, ...]] = {
-    "rate": (0.1, 0.3, 1.0, 3.0, 10.0),
-    "ewc": (1e1, 1e2, 1e3, 1e4, 1e5),
+    "rate": (0.3, 1.0, 3.0, 10.0, 30.0),
+    "ewc": (1e2, 1e3, 1e4, 1e5, 1e6),
     "lwf": (0.3, 1.0, 3.0, 10.0, 30.0),
-    "threshold": (0.9, 0.95, 0.98, 0.99, 0.997),
+    "threshold": (0.6, 0.8, 0.9, 0.95, 0.99),
+    "anchors": (0.1, 0.3, 1.0, 3.0, 10.0),
     "strength": (0.01, 0.03, 0.1, 0.3, 1.0),
     "ridge": (0.01, 0.1, 1.0, 10.0, 100.0),
 }
@@ -80,25 +83,26 @@ def mini_lm() -> Backbone:
     return build_backbone(os.path.expandvars("$TANGENTCL_MODELS/all-MiniLM-L6-v2"), pooling="mean")
 
 
-def _digits(seed: int, validation: float) -> TaskStream:
-    return class_incremental(load("digits", test_seed=seed), 5, order_seed=seed, validation=validation, split_seed=seed)
+def _digits(seed: int, tuning: int | None) -> TaskStream:
+    source, held_out = load("digits", test_seed=seed), 0.0 if tuning is None else VALIDATION
+    return class_incremental(source, 5, order_seed=seed, validation=held_out, split_seed=seed, tuning_tasks=tuning)
 
 
-def _rotated(seed: int, validation: float) -> TaskStream:
-    source = load("digits", test_seed=seed)
-    return domain_incremental(source, rotations=ANGLES, validation=validation, split_seed=seed)
+def _rotated(seed: int, tuning: int | None) -> TaskStream:
+    source, held_out = load("digits", test_seed=seed), 0.0 if tuning is None else VALIDATION
+    return domain_incremental(source, rotations=ANGLES, validation=held_out, split_seed=seed, tuning_tasks=tuning)
 
 
-def _clinc150(seed: int, validation: float) -> TaskStream:
-    return class_incremental(load("clinc150"), groups=True, order_seed=seed)  # brings its own validation split
+def _clinc150(seed: int, tuning: int | None) -> TaskStream:
+    return class_incremental(load("clinc150"), groups=True, order_seed=seed, tuning_tasks=tuning)  # has its own split
 
 
-IMAGES = TrainingPlan(epochs=10, batch_size=32, lr=1e-2)
-SENTENCES = TrainingPlan(epochs=5, batch_size=128, lr=1e-2)
+SMALL = TrainingPlan(epochs=10, batch_size=32, lr=1e-2)  # 270 samples a task
+LARGE = TrainingPlan(epochs=5, batch_size=128, lr=1e-2)  # 1,350 or 1,500
 SETTINGS = {
-    "digits": Setting("digits", _digits, random_features, 20, (5, 10), IMAGES, GRIDS),
-    "rotated": Setting("rotated", _rotated, random_features, 50, (5, 10, 20), IMAGES, GRIDS),
-    "clinc150": Setting("clinc150", _clinc150, mini_lm, 150, (10, 50), SENTENCES, GRIDS),
+    "digits": Setting("digits", _digits, 5, random_features, 20, (10,), SMALL, GRIDS),
+    "rotated": Setting("rotated", _rotated, 5, random_features, 50, (10,), LARGE, GRIDS),
+    "clinc150": Setting("clinc150", _clinc150, 5, mini_lm, 150, (10, 50), LARGE, GRIDS),
 }
 
 
@@ -116,16 +120,11 @@ class Streams:
 
     def test(self, seed: int) -> TaskStream:
         """All training samples, tested on the test samples."""
-        return self._features(self.setting.stream(seed, 0.0))
+        return self._features(self.setting.stream(seed, None))
 
     def tuning(self, seed: int) -> TaskStream:
-        """Tested on samples held out of the training samples; no test sample is looked at."""
-        stream = self.setting.stream(seed, VALIDATION)
-        tasks = []
-        for task in stream:
-            assert task.validation is not None
-            tasks.append(dataclasses.replace(task, test=task.validation, validation=None))
-        return self._features(dataclasses.replace(stream, tasks=tuple(tasks)))
+        """The first tasks, tested on samples held out of their training samples; no test sample is looked at."""
+        return self._features(self.setting.stream(seed, self.setting.tuned_on))
 
     def _features(self, stream: TaskStream) -> TaskStream:
         evaluation = self.backbone.eval_transform
