@@ -97,6 +97,7 @@ __all__ = [
     "Method",
     "Nystrom",
     "OLoRA",
+    "Prompted",
     "RanPAC",
     "Replay",
     "SDLoRA",

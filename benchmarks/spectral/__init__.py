@@ -1,0 +1,1 @@
+"""Protection of a linear head on frozen features at equal memory: ``python -m benchmarks.spectral``."""
