@@ -10,14 +10,15 @@ from torch import Tensor
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone
 from tangentcl.protect.fisher import Labels, check_fisher, diagonal_fisher
 from tangentcl.protect.named_tensors import NamedTensors, trained_parameters
 from tangentcl.protect.quadratic import quadratic_distance
 
 
-class EWC(Method):
+class EWC(OnFinetune):
     r"""`Finetune` with a quadratic penalty, each parameter weighted by how much past likelihoods depend on it.
 
     .. math:: L = L_{CE} + \frac{\lambda}{2} \sum_i F_i (\theta_i - \theta^{ref}_i)^2,
@@ -106,15 +107,6 @@ class EWC(Method):
         )
         self.fisher.assign({name: self.decay * self.fisher[name] + f for name, f in found.items()})
         self.reference.assign(trained)
-
-    @property
-    def reads_features(self) -> bool:
-        """As the learner inside."""
-        return self.learner.reads_features
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)
 
 
 def check_consolidation(strength: float, decay: float) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from tangentcl.data import Task
 from tangentcl.methods.ewc import check_consolidation
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone
 from tangentcl.protect.fisher import Labels, check_fisher, diagonal_fisher
 from tangentcl.protect.lora_update import lora_updates
@@ -19,7 +20,7 @@ from tangentcl.protect.named_tensors import NamedTensors, trained_parameters
 from tangentcl.protect.quadratic import quadratic_distance
 
 
-class EWCLoRA(Method):
+class EWCLoRA(OnFinetune):
     r"""LoRA with EWC's penalty on the change of the full weights, whatever factors make it (EWC-LoRA, ICLR 2026).
 
     .. math:: L = L_{CE} + \frac{\lambda}{2} \sum_l \sum_{ij} F^l_{ij} (\Delta W^l - \Delta W^l_{ref})_{ij}^2
@@ -114,7 +115,3 @@ class EWCLoRA(Method):
         )
         self.fisher.assign({name: self.decay * self.fisher[name] + f for name, f in found.items()})
         self.reference.assign(trained_parameters(self.learner))
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)

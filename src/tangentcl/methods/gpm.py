@@ -10,7 +10,8 @@ from torch import Tensor
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, nearest
 from tangentcl.methods.finetune import TUNE, Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone
 from tangentcl.nn.lora_stack import LoRAStack, add_stacks
 from tangentcl.protect.layers import ProtectedLayers
@@ -18,7 +19,7 @@ from tangentcl.protect.layers import ProtectedLayers
 NEW_ROWS = ("free", "projected")
 
 
-class GPM(Method):
+class GPM(OnFinetune):
     r"""`Finetune` whose layers may not move along the main directions of the inputs of past tasks.
 
     Source: Saha, Garg and Roy, "Gradient Projection Memory for Continual Learning", ICLR 2021. For every linear layer,
@@ -132,7 +133,3 @@ class GPM(Method):
     def reads_features(self) -> bool:
         """With ``tune = "head"``."""
         return self.tune == "head"
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)

@@ -6,16 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import Tensor
-
 from tangentcl.data import Samples, Task
 from tangentcl.errors import ConfigError
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone, GrowingLinear
 
 
-class Joint(Method):
+class Joint(OnFinetune):
     """`Finetune` from its initial weights on the union of all tasks seen, for comparison.
 
     It is no continual learner: it keeps every sample and looks at ``task.n_tasks``. With ``every_task=False`` it
@@ -69,22 +67,6 @@ class Joint(Method):
         if not self._trains_at(task):
             return None
         return Samples.concat([seen.train for seen in self._seen])
-
-    def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
-        """That of `Finetune` over all classes."""
-        return self.learner.training_loss(x, y)
-
-    def end_task(self, task: Task) -> None:
-        """Nothing to consolidate."""
-
-    @property
-    def reads_features(self) -> bool:
-        """As the learner inside."""
-        return self.learner.reads_features
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)
 
     @property
     def stored_samples(self) -> int:

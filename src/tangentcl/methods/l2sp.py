@@ -10,7 +10,8 @@ from torch import Tensor
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, nearest
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone
 from tangentcl.protect.named_tensors import NamedTensors, trained_parameters
 from tangentcl.protect.quadratic import quadratic_distance
@@ -18,7 +19,7 @@ from tangentcl.protect.quadratic import quadratic_distance
 REFERENCE = ("last", "pretrained")
 
 
-class L2SP(Method):
+class L2SP(OnFinetune):
     r"""`Finetune` with a penalty on the squared distance from a reference, all parameters alike.
 
     .. math:: L = L_{CE} + \frac{\lambda}{2} \|\theta - \theta^{ref}\|^2
@@ -107,12 +108,3 @@ class L2SP(Method):
         trained = trained_parameters(self.learner)
         moves = {name: p for name, p in trained.items() if self.anchor == "last" or name.startswith("head.")}
         self.reference.assign(moves)
-
-    @property
-    def reads_features(self) -> bool:
-        """As the learner inside."""
-        return self.learner.reads_features
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, Literal, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone
 from tangentcl.nn.lora_stack import DecoupledStack, LoRAStack, add_stacks
 
 Stack = TypeVar("Stack", LoRAStack, DecoupledStack)
 
 
-class LoRAPerTask(Method, Generic[Stack]):
+class LoRAPerTask(OnFinetune, Generic[Stack]):
     """A linear head on a backbone whose layers gain a LoRA pair with every task; the loss is that of `Finetune`.
 
     Args:
@@ -57,13 +57,7 @@ class LoRAPerTask(Method, Generic[Stack]):
             stack.begin(self.rank_of(task))
         self.learner.begin_task(task)
 
-    def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
-        """``{"cross_entropy": ...}`` over all seen classes or the current task's."""
-        return self.learner.training_loss(x, y)
-
-    def end_task(self, task: Task) -> None:
-        """Nothing: the pair is frozen when the next task begins."""
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)
+    @property
+    def reads_features(self) -> bool:
+        """Never: the backbone is adapted."""
+        return False

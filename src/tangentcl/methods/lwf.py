@@ -12,13 +12,14 @@ from torch.nn import functional as F
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone
 from tangentcl.nn.extract import evaluating
 from tangentcl.protect.named_tensors import NamedTensors, trained_parameters
 
 
-class LwF(Method):
+class LwF(OnFinetune):
     r"""`Finetune` with distillation from the model before the task, over the old classes, on the task's own samples.
 
     .. math:: L = L_{CE} + \lambda\, E_x\, KL\big(\mathrm{softmax}(f^{old}_O(x) / T) \,\|\,
@@ -102,12 +103,3 @@ class LwF(Method):
 
     def end_task(self, task: Task) -> None:
         """Nothing: the next task begins with a copy."""
-
-    @property
-    def reads_features(self) -> bool:
-        """As the learner inside."""
-        return self.learner.reads_features
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)

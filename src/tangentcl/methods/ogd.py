@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError, nearest
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone
 from tangentcl.nn.backbone import to_device
 from tangentcl.protect.gradients import output_gradients
@@ -21,7 +22,7 @@ OUTPUTS = ("label", "all")
 BATCH = 64
 
 
-class OGD(Method):
+class OGD(OnFinetune):
     r"""`Finetune` that moves orthogonally to gradients of outputs on samples of past tasks.
 
     Source: Farajtabar, Azizan, Mott and Li, "Orthogonal Gradient Descent for Continual Learning", AISTATS 2020. With
@@ -159,15 +160,6 @@ class OGD(Method):
         rows = projected[position:].view(head.n_outputs, head.width + 1)
         head.weight.copy_(rows[:, :-1])
         self._bias().copy_(rows[:, -1])
-
-    @property
-    def reads_features(self) -> bool:
-        """As the learner inside."""
-        return self.learner.reads_features
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)
 
 
 def _head_by_row(gradients: Tensor, n_outputs: int, width: int) -> Tensor:

@@ -12,13 +12,14 @@ from torch import Tensor
 from tangentcl.data import Samples, Task
 from tangentcl.errors import ConfigError, nearest
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone, extract_features
 
 SELECTION = ("random", "herding")
 
 
-class Replay(Method):
+class Replay(OnFinetune):
     """`Finetune` on the current task together with stored samples of past tasks.
 
     At most ``budget`` samples are kept, the same number for every class seen (iCaRL, Rebuffi et al., CVPR 2017), and
@@ -78,10 +79,6 @@ class Replay(Method):
         ]
         return Samples.concat([task.train, *memory])
 
-    def training_loss(self, x: Batch, y: Tensor) -> dict[str, Tensor]:
-        """That of `Finetune` over all classes seen."""
-        return self.learner.training_loss(x, y)
-
     def end_task(self, task: Task) -> None:
         """Rank the new samples, then cut every class (and domain) to its share of the budget."""
         rows = torch.cat([self._kept, self._ranked(task)])
@@ -115,15 +112,6 @@ class Replay(Method):
             chosen = members[order]
             rows.append(torch.stack([c.expand_as(chosen), torch.full_like(chosen, task.index), chosen], dim=1))
         return torch.cat(rows)
-
-    @property
-    def reads_features(self) -> bool:
-        """As the learner inside."""
-        return self.learner.reads_features
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)
 
     @property
     def stored_samples(self) -> int:

@@ -13,13 +13,14 @@ from torch import Tensor
 from tangentcl.data import Task
 from tangentcl.errors import ConfigError
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone, extract_features
 
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4  # of the alignment, as released
 
 
-class SLCA(Method):
+class SLCA(OnFinetune):
     r"""Slow Learner with Classifier Alignment: fine-tuning at a low rate, then a head trained on sampled features.
 
     **Slow learner.** Cross-entropy over the current task's classes trains backbone and head. The backbone has to be

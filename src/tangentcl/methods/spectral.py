@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tangentcl.data import Samples, Task
 from tangentcl.methods.finetune import Finetune
-from tangentcl.methods.method import Batch, Method
+from tangentcl.methods.method import Batch
+from tangentcl.methods.on_finetune import OnFinetune
 from tangentcl.nn import Backbone
 from tangentcl.nn.backbone import to_device
 from tangentcl.protect.spectral import SpectralRegularizer, checked_strength
@@ -18,7 +19,7 @@ from tangentcl.protect.spectral import SpectralRegularizer, checked_strength
 BATCH = 64  # samples per pass at the end of a task
 
 
-class Spectral(Method):
+class Spectral(OnFinetune):
     r"""`Finetune` on the current task with a penalty on the drift of old outputs, :math:`L + \lambda\,\Omega(\theta)`.
 
     At the end of every task its second moments are merged into those of the tasks before, k directions of each trained
@@ -111,10 +112,6 @@ class Spectral(Method):
     def reads_features(self) -> bool:
         """With ``tune = "head"``."""
         return self.learner.reads_features
-
-    def predict(self, x: Batch) -> Tensor:
-        """Logits over all classes seen so far, ``[B, n_seen]``."""
-        return self.learner.predict(x)
 
 
 class _Batches:
