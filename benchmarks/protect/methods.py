@@ -97,7 +97,7 @@ ENTRIES: tuple[Entry, ...] = (
     Entry("ewc", "ewc", TUNED, "weights, Fisher diagonal", "strength", EWC),
     Entry("ewc-lora", "ewc_lora", ADAPTED, "weights, Fisher diagonal", "strength", EWC_LORA),
     Entry("lwf", "lwf", TUNED, "old model", "strength", LWF),
-    Entry("ogd", "ogd", TUNED, "gradients"),
+    Entry("ogd", "ogd", TUNED, "gradients", keywords={"directions": 20}),
     Entry("gpm", "gpm", TUNED, "input subspaces", "threshold", GPM),
     Entry("o-lora", "olora", ADAPTED, "an adapter per task", "strength", OLORA),
     Entry("inflora", "inflora", ADAPTED, "an adapter per task, input subspaces"),

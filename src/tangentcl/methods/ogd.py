@@ -38,7 +38,7 @@ class OGD(OnFinetune):
 
     - The displacement since the start of the task is projected, not the gradient: it then holds for momentum, Adam and
       weight decay, which the paper leaves out. For plain gradient descent both are the same.
-    - Gram-Schmidt in float64 with every step done twice, of gradients scaled to length one: the paper's loses
+    - Directions are made orthonormal block by block in float64, of gradients scaled to length one: Gram-Schmidt loses
       orthogonality over thousands of vectors.
     - A head that grows: stored gradients are zero for the rows of later classes, so those are free. The paper has one
       head per task, or the same classes in every task. With one head over all classes new logits would rise on old
