@@ -303,6 +303,15 @@ def test_base_and_uneven_tasks(make: Make, tiny_source: Any) -> None:
     assert np.isfinite(result.matrix[2]).all()
 
 
+def test_learns_in_half_precision(make: Make, tiny_stream: TaskStream) -> None:
+    method = make()
+    result = run_stream(method, tiny_stream, dataclasses.replace(PLAN, precision="bf16"))
+    assert np.isfinite(result.matrix[2]).all()
+    assert all(bool(value.isfinite().all()) for value in method.state_dict().values())
+    scores = _scores(method, _test_batch(tiny_stream))
+    assert not bool(scores.isnan().any())
+
+
 def test_learning_a_task_leaves_the_global_numpy_generator_alone(make: Make, tiny_stream: TaskStream) -> None:
     np.random.seed(5)
     expected = np.random.RandomState(5).rand()
