@@ -36,7 +36,7 @@ MINI = Setting(
     4,
     (),
     TrainingPlan(epochs=2, batch_size=8, lr=1e-2),
-    {name: values[1:3] for name, values in GRIDS.items()},
+    {name: values[2:4] for name, values in GRIDS.items()},
 )
 
 
