@@ -128,9 +128,7 @@ def main() -> int:
         without, guarded = measure(case, options.batch_size, options.steps, form=options.form, k=options.k)
         worst = max(worst, guarded / without)
         print(f"| {case} | {1e3 * without:.1f} | {1e3 * guarded:.1f} | {guarded / without:.3f} |", flush=True)
-    print(
-        f"\nbatches of {options.batch_size}, form {options.form}, k = {options.k}, one thread; at most {AIM} is aimed at"
-    )
+    print(f"\nbatches of {options.batch_size}, form {options.form}, k = {options.k}, one thread; aim: at most {AIM}")
     return 0 if worst <= AIM else 1
 
 
