@@ -146,7 +146,7 @@ class SpectralRegularizer(nn.Module):
             raise DataError(f"this forecast cannot aim a regulariser; {NOT_TOUCHED}")
         origin = forecast.origin
         guard = cls(model, outputs=origin.outputs, head=_trained(model, origin.head), k=CHOSEN_FROM * rank, **settings)
-        guard._add(model, _batches(origin.old, model))
+        guard._add(model, _OldBatches(origin.old, model))
         guard.layers.choose(_on_device(origin.parameters, model), rank)
         guard.k = rank
         return guard
@@ -303,7 +303,7 @@ class SpectralRegularizer(nn.Module):
             model: in the state to be kept, with this task learned.
             old: as for `of_old`.
         """
-        self._add(model, _batches(Inputs.of(old, "old"), model))
+        self._add(model, _OldBatches(Inputs.of(old, "old"), model))
 
     def observe_batches(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """`observe` for batches on the model's device; a `Jacobian` reads them twice, so they must be repeatable."""
@@ -347,7 +347,7 @@ def _called(model: nn.Module, x: Any) -> Tensor:
     return out
 
 
-class _batches:
+class _OldBatches:
     """Old samples in batches on the model's device, as often as they are asked for."""
 
     def __init__(self, inputs: Inputs, model: nn.Module) -> None:
