@@ -15,7 +15,8 @@ REFERENCE = "spectral"  # the row that the others are tested against
 
 # Grids, three values each, from weak to strong.
 RATES = (1 / 3, 1.0, 3.0)
-SPECTRAL = (0.01, 0.1, 1.0)
+SPECTRAL = (0.03, 0.3, 3.0)
+SPECTRAL_HEAD = (0.01, 0.03, 0.1)
 L2SP = (1.0, 10.0, 100.0)
 EWC = (1e3, 1e4, 1e5)
 EWC_LORA = (1e3, 1e4, 1e5)
@@ -50,7 +51,7 @@ class Entry:
         family: what it shares with others of its kind.
         memory: what it keeps of old tasks, in words.
         strength: what is tuned, or None where a method has nothing to tune or chooses by itself.
-        grid: its values.
+        grid: its values. head_grid: those where a head alone trains; None: the same.
         keywords: further ones.
         budget: "samples" if it stores as many as fill the memory of the sketch, "logits" if it keeps those beside them.
     """
@@ -61,6 +62,7 @@ class Entry:
     memory: str
     strength: str | None = RATE
     grid: tuple[float, ...] = RATES
+    head_grid: tuple[float, ...] | None = None
     keywords: dict[str, Any] = field(default_factory=dict)
     budget: str | None = None
 
@@ -72,14 +74,15 @@ class Entry:
         budget = {"budget": setting.budget(logits=self.budget == "logits")} if self.budget else {}
         return {"name": self.name, **shared, **self.keywords, **budget}
 
-    @property
-    def values(self) -> tuple[float, ...]:
+    def values(self, setting: Setting) -> tuple[float, ...]:
         """What is tried; nothing where there is nothing to choose."""
-        return () if self.strength is None else self.grid
+        if self.strength is None:
+            return ()
+        return self.head_grid if self.head_grid is not None and setting.adapts == "head" else self.grid
 
 
 def _spectral(label: str, family: Family = TUNED, **keywords: Any) -> Entry:
-    return Entry(label, "spectral", family, "sketch", "strength", SPECTRAL, keywords)
+    return Entry(label, "spectral", family, "sketch", "strength", SPECTRAL, SPECTRAL_HEAD, keywords)
 
 
 ENTRIES: tuple[Entry, ...] = (
@@ -120,7 +123,7 @@ ENTRIES: tuple[Entry, ...] = (
         "samples and logits",
         "logits_weight",
         ANCHORS,
-        {"labels_weight": 0.0},
+        keywords={"labels_weight": 0.0},
         budget="logits",
     ),
 )

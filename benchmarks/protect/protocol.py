@@ -99,7 +99,7 @@ class Protocol:
 
     def trial_cells(self, setting: Setting, entry: Entry) -> list[Cell]:
         """The cells that an entry's strength is chosen by; none where there is at most one value."""
-        values = entry.values if len(entry.values) > 1 else ()
+        values = entry.values(setting) if len(entry.values(setting)) > 1 else ()
         return [Cell(setting, entry, value, TUNING_SEED, True, self.out) for value in values]
 
     def trials(self, setting: Setting, entry: Entry) -> list[Trial]:
@@ -113,14 +113,14 @@ class Protocol:
 
     def chosen(self, setting: Setting, entry: Entry) -> float | None:
         """The value of the best trial, or the only value there is; None without any."""
-        if len(entry.values) < 2:
-            return next(iter(entry.values), None)
+        if len(entry.values(setting)) < 2:
+            return next(iter(entry.values(setting)), None)
         return best(self.trials(setting, entry))
 
     def tests(self, setting: Setting, entry: Entry) -> list[Cell]:
         """A cell for each seed with the chosen value; none as long as there is no choice."""
         value = self.chosen(setting, entry)
-        if entry.values and value is None:
+        if entry.values(setting) and value is None:
             return []
         return [Cell(setting, entry, value, seed, False, self.out) for seed in self.seeds]
 

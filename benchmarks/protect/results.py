@@ -13,6 +13,7 @@ from tangentcl.reports.paired import Interval, Paired, holm, paired
 from tangentcl.reports.pareto import Place, front, front_within_intervals
 
 COLUMNS = (*ACCURACIES, *COSTS)
+EQUAL = 1.5  # times the reference's memory: what still counts as no more than it
 TESTED = ("last_accuracy", "old_accuracy", "new_accuracy")
 
 
@@ -49,13 +50,20 @@ class Test:
 
 @dataclass(frozen=True)
 class Results:
-    """All of a setting; ``tests`` by name of the number and label, ``front`` and ``near`` by label."""
+    """All of a setting; ``tests`` by name of the number and label, the fronts by label.
+
+    Attributes:
+        front: of old and new accuracy, among all; near: what seeds do not tell from it.
+        equal: the front among methods that keep no more than the reference; equal_near: likewise.
+    """
 
     setting: Setting
     rows: Sequence[Row]
     tests: Mapping[str, Mapping[str, Test]]
     front: Sequence[str]
     near: Sequence[str]
+    equal: Sequence[str]
+    equal_near: Sequence[str]
     places: Sequence[Place] = field(repr=False)
 
 
@@ -69,8 +77,24 @@ def results(protocol: Protocol, setting: Setting, reasons: Mapping[str, str]) ->
         old, new = row.interval("old_accuracy"), row.interval("new_accuracy")
         if old is not None and new is not None:
             places.append(Place(row.entry.label, old, new))
-    on, near = ([places[i].label for i in choose(places)] for choose in (front, front_within_intervals))
-    return Results(setting, rows, tests, on, near, places)
+    small = _no_larger(rows, reference)
+    fronts = [
+        [chosen[i].label for i in choose(chosen)]
+        for chosen in (places, [place for place in places if place.label in small])
+        for choose in (front, front_within_intervals)
+    ]
+    return Results(setting, rows, tests, *fronts, places)
+
+
+def _no_larger(rows: Sequence[Row], reference: Row | None) -> set[str]:
+    """Labels of what keeps no more than `EQUAL` times the reference's memory."""
+    most = None if reference is None else reference.interval("memory_bytes")
+    sizes = {row.entry.label: row.interval("memory_bytes") for row in rows}
+    return {
+        label
+        for label, size in sizes.items()
+        if most is not None and size is not None and size.mean <= EQUAL * most.mean
+    }
 
 
 def _row(protocol: Protocol, setting: Setting, entry: Entry, reasons: Mapping[str, str]) -> Row:

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.protect.methods import REFERENCE
 from benchmarks.protect.numbers import ACCURACIES, COSTS
-from benchmarks.protect.results import COLUMNS, Results, Row, Test
+from benchmarks.protect.results import COLUMNS, EQUAL, Results, Row, Test
 from tangentcl.records.files import atomic_write, write_json
 from tangentcl.reports.paired import Interval
 from tangentcl.reports.pareto import pareto_figure
@@ -32,9 +32,12 @@ def to_markdown(results: Results) -> str:
     shown = [row for row in results.rows if row.seeds]
     parts = [f"## {results.setting.name}"]
     parts.append("Mean over seeds ± half the 95 % t-interval; accuracies in %, memory is state and stored samples.")
-    heading = ["method", "strength", "seeds", *(head for _, head in COLUMNS), "front"]
+    heading = ["method", "strength", "seeds", *(head for _, head in COLUMNS), "front", "equal memory"]
     parts.append(markdown(heading, [_line(results, row) for row in shown]))
-    parts.append("Front of old and new accuracy: ● by means, ○ not told from it by the seeds.")
+    parts.append(
+        "Front of old and new accuracy, among all and among methods that keep at most "
+        f"{EQUAL:g} times what {REFERENCE} does: ● by means, ○ not told from it by the seeds."
+    )
     parts += _tests(results)
     tried = [row for row in results.rows if row.trials]
     if tried:
@@ -49,10 +52,11 @@ def to_markdown(results: Results) -> str:
 
 def _line(results: Results, row: Row) -> list[str]:
     label = row.entry.label
-    on = "●" if label in results.front else "○" if label in results.near else ""
+    fronts = ((results.front, results.near), (results.equal, results.equal_near))
+    on = ["●" if label in best else "○" if label in near else "" for best, near in fronts]
     percents = [_percent(row.interval(name)) for name, _ in ACCURACIES]
     costs = [_cost(name, row.interval(name)) for name, _ in COSTS]
-    return [label, _strength(row), str(len(row.seeds)), *percents, *costs, on]
+    return [label, _strength(row), str(len(row.seeds)), *percents, *costs, *on]
 
 
 def _strength(row: Row) -> str:
@@ -152,4 +156,6 @@ def to_json(results: Results) -> dict[str, Any]:
         "tests": tests,
         "front": list(results.front),
         "front_within_intervals": list(results.near),
+        "front_equal_memory": list(results.equal),
+        "front_equal_memory_within_intervals": list(results.equal_near),
     }

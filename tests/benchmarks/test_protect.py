@@ -221,13 +221,13 @@ def test_declarations_fit_the_settings(name, monkeypatch) -> None:
     labels = [entry.label for entry in ENTRIES]
     assert len(set(labels)) == len(labels)
     for entry in ENTRIES:
-        assert len(entry.values) in (0, 3)
+        assert len(entry.values(setting)) in (0, 3)
         if entry.settings(setting) is None:
             continue
-        cells = [Cell(setting, entry, value, 0, True, Path("out")) for value in entry.values or (None,)]
-        cells = cells if entry.values else []
+        cells = [Cell(setting, entry, value, 0, True, Path("out")) for value in entry.values(setting) or (None,)]
+        cells = cells if entry.values(setting) else []
         made = [experiment_from(c.document) for c in cells]
-        assert len({e.methods[0].slug for e in made}) == len(entry.values)
+        assert len({e.methods[0].slug for e in made}) == len(entry.values(setting))
         if entry.name in METHODS:
             known = inspect.signature(METHODS[entry.name]).parameters
             keywords = set(Cell(setting, entry, 1.0, 0, False, Path("out")).document["method"][0]) - {"name", "label"}
