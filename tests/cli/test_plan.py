@@ -124,14 +124,14 @@ def held(here: Path) -> Path:
 
 def test_a_strength_is_one_of_the_coming_task(held: Path, answer: Answer) -> None:
     """The tasks before are trained once, with the experiment's own."""
-    arguments = ("--method", "spectral", "--strength", "0", "0.1", "10", "--epochs", "3", "--max-forgetting", "1")
+    arguments = ("--method", "spectral", "--strength", "0", "0.1", "10", "--epochs", "30", "--max-forgetting", "1")
     code, out, err = answer("plan", "small.toml", "--task", "2", *FIXED, *arguments, "--json")
     assert code == 0
     assert [err.count(f"training task {t}, one of the 2 before") for t in (0, 1)] == [1, 1]
     found = json.loads(out)
     rows = found["rows"]
     assert [row["settings"] for row in rows] == [
-        {"method.strength": strength, "plan.lr": 0.02, "plan.epochs": 3} for strength in (0.0, 0.1, 10.0)
+        {"method.strength": strength, "plan.lr": 0.02, "plan.epochs": 30} for strength in (0.0, 0.1, 10.0)
     ]
     assert len({row["old_now"] for row in rows}) == 1
     assert rows[0]["forgetting"] > rows[2]["forgetting"]
@@ -144,7 +144,7 @@ def test_a_strength_is_one_of_the_coming_task(held: Path, answer: Answer) -> Non
 def test_strengths_are_tried_by_default(held: Path, answer: Answer) -> None:
     _, found = planned(answer, "--method", "held-head", "--epochs", "2")
     strengths = [row["settings"]["method.strength"] for row in found["rows"]]
-    assert strengths == [0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]
+    assert strengths == [0.0, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
     _, found = planned(answer, "--method", "held-head", "--epochs", "2", "--lr", "0.01", "0.02", "--strength", "0.1")
     assert [row["settings"]["plan.lr"] for row in found["rows"]] == [0.01, 0.02]
 

@@ -21,7 +21,8 @@ def test_the_record_names_what_the_file_leaves_out() -> None:
     assert "seed" not in settings["plan"]
     assert settings["seed"] == 4
     assert settings["method"] == {
-        "name": "finetune", "tune": "lora", "rank": 3, "targets": ("query", "value"), "dropout": 0.0, "logits": "all"
+        "name": "finetune", "tune": "lora", "rank": 3, "targets": ("query", "value"), "dropout": 0.0, "logits": "all",
+        "new_bias": 0.0,
     }  # fmt: skip
     assert settings["stream"]["validation"] == 0.0
     assert settings["backbone"]["name"] == "bundled"

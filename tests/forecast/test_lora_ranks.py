@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tangentcl.errors import ConfigError, DataError, ModelError
 from tangentcl.forecast import TaskMoments, forecast_layers, group_shrink, harmless_ranks, prune_ranks, rank_scores
-from tangentcl.forecast.layer_moments import adapted_layers, layer_inputs, layer_sketches
+from tangentcl.forecast.layer_moments import adapted_layers, layer_sketches, sketched_inputs
 from tangentcl.forecast.lora_factors import input_moment, lora_factors
 
 peft = pytest.importorskip("peft")
@@ -39,7 +39,7 @@ def model(seed: int = 0, *, fresh: bool = False, **keywords: Any) -> Any:
 def recorded(made: Any, x: Tensor, task: int = 0, kind: str = "exact") -> TaskMoments:
     moments = TaskMoments.empty(3, sketch="exact", task=task)
     moments.layers.update(layer_sketches(adapted_layers(made), kind, 3))
-    with layer_inputs(adapted_layers(made), moments.layers), torch.no_grad():
+    with sketched_inputs(adapted_layers(made), moments.layers), torch.no_grad():
         made(x)
     return moments
 
