@@ -107,21 +107,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "coda_prompt-free": ("coda_prompt", {"n_components": 3, "length": 2, "blocks": (0, 1), "orthogonality": 0.0}),
 }
 IN_BLOCKS = {"ease", "ntkcl", "l2p", "dualprompt", "coda_prompt"}  # methods that need a transformer's blocks
-# Variants that `make test` runs: the first of each method, and these. `make test-all` runs every one.
+# Variants that `make test` runs: the first of each method, and a few. `make test-all` runs every one.
 FIRST = {name: key for key, (name, _) in reversed(VARIANTS.items())}
-ALWAYS = {
-    *FIRST.values(),
-    "finetune-current",
-    "finetune-head",
-    "finetune-full",
-    "ranpac-first-session",
-    "replay-herding",
-    "ntkcl-cached",
-    "ntkcl-dct",
-    "ntk_fscil-all",
-    "spectral-head",
-    "spectral-jacobian",
-}
+ALWAYS = {*FIRST.values(), "finetune-head", "finetune-full", "ranpac-first-session", "spectral-head"}
+# Those that `make test` stops and continues: one of each way to keep something.
+STOPPED = {"coda_prompt", "derpp", "ewc", "finetune", "inflora", "joint", "lae", "ntkcl", "ogd", "ranpac", "spectral"}
 PLAN = TrainingPlan(epochs=2, batch_size=8, lr=0.01, device="cpu", seed=3)
 
 Make = Callable[[], Method]
@@ -200,7 +190,15 @@ def test_state_round_trip(make: Make, tiny_stream: TaskStream) -> None:
     assert restored.stored_samples == method.stored_samples
 
 
-@pytest.mark.parametrize("every", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize(
+    ("make", "every"),
+    [
+        pytest.param(v, every, marks=() if v in STOPPED and every == 4 else pytest.mark.slow)
+        for v in sorted(VARIANTS)
+        for every in (0, 1, 4)
+    ],
+    indirect=["make"],
+)
 def test_a_run_that_is_stopped_goes_on_to_the_same_numbers(
     make: Make, tiny_stream: TaskStream, tmp_path: Any, run_with_stops: Callable[..., Any], every: int
 ) -> None:
