@@ -195,6 +195,7 @@ def test_a_frozen_run_passes_each_sample_once_and_learns_the_same(tmp_path, stil
         assert found(x) is known_features(x) is not None
 
 
+@pytest.mark.slow
 def test_an_experiment_counts_its_passes(tmp_path) -> None:
     from tangentcl.experiments import load_experiment
     from tangentcl.experiments.run import run_experiment
