@@ -70,7 +70,13 @@ def mask_of(x: Batch) -> list[Tensor]:
 
 @torch.no_grad()
 def input_moments(
-    backbone: Backbone, layers: Mapping[str, nn.Module], samples: Samples, *, batch_size: int = 256
+    backbone: Backbone,
+    layers: Mapping[str, nn.Module],
+    samples: Samples,
+    *,
+    forward: Callable[[Batch], Tensor] | None = None,
+    constant: bool = False,
+    batch_size: int = 256,
 ) -> dict[str, Tensor]:
     r"""Second moments of the layers' inputs over samples, :math:`C = \sum_n h_n h_n^\top`, float64 on the CPU [d, d].
 
@@ -80,7 +86,9 @@ def input_moments(
 
     Args:
         backbone: its modes are restored afterwards.
-        layers: modules inside it, by name.
+        layers: linear layers that a pass calls, adapted or not, by name.
+        forward: runs a batch through all layers; None = the backbone.
+        constant: whether a constant 1 is appended to the inputs: a bias is its weight.
         samples: under the evaluation transform.
         batch_size: samples per forward pass.
 
@@ -100,6 +108,7 @@ def input_moments(
 
     def keep(name: str, rows: Tensor, n_samples: int) -> None:
         wide = rows.to("cpu" if rows.device.type == "mps" else rows.device).double()  # autocast leaves it alone
+        wide = torch.cat([wide, wide.new_ones(len(wide), 1)], dim=1) if constant else wide
         if not last or last[0].shape != wide.shape or not torch.equal(last[0], wide):
             last[:] = [wide, wide.T @ wide]
         sums[name] = sums[name] + last[1] if name in sums else last[1]
@@ -108,13 +117,11 @@ def input_moments(
     with evaluating(backbone), layer_inputs(layers, keep) as mask:
         for x, _ in own.subset(own.short_first()).batches(batch_size):
             mask[:] = mask_of(x)
-            backbone(to_device(x, backbone.device))
-    return {
-        name: summed(sums.get(name, torch.zeros(_width(layer), _width(layer), dtype=torch.float64)))
-        for name, layer in layers.items()
-    }
+            (forward or backbone)(to_device(x, backbone.device))
+    d = {name: _width(layer) + constant for name, layer in layers.items()}
+    return {name: summed(sums.get(name, torch.zeros(d[name], d[name], dtype=torch.float64))) for name in layers}
 
 
 def _width(layer: nn.Module) -> int:
-    width: Any = getattr(layer, "base_layer", layer).in_features
-    return int(width)
+    weight: Any = getattr(layer, "base_layer", layer).weight  # what an adapter is around
+    return int(weight.shape[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from tangentcl.data import Samples
-from tangentcl.forecast.layer_moments import adapted_layers, sketched_inputs
-from tangentcl.linalg import SecondMoment
+from tangentcl.forecast.layer_moments import adapted_layers
 from tangentcl.nn import Backbone, GrowingLinear
-from tangentcl.nn.backbone import to_device
-from tangentcl.nn.extract import evaluating
+from tangentcl.nn.layer_inputs import input_moments
 from tangentcl.nn.lora_stack import LoRAStack
-from tangentcl.processes import own_stretch, summed
 from tangentcl.protect.projection import ProtectedSpace, uncovered_directions
 
 HEAD = "head"
@@ -88,7 +85,7 @@ class ProtectedLayers(nn.Module):
         Args:
             forward: runs a batch through all layers. samples: under the evaluation transform.
         """
-        moments = input_moments(self._backbone[0], forward, self.layers, samples)
+        moments = input_moments(self._backbone[0], self.layers, samples, forward=forward, constant=True)
         for space, name in zip(self._spaces(), self.layers):
             d = len(space.basis)  # without the constant for a layer that has no bias
             space.grow(uncovered_directions(moments[name][:d, :d], space.basis, threshold))
@@ -105,31 +102,3 @@ class ProtectedLayers(nn.Module):
 def _augmented(weight: Tensor, bias: Tensor | None) -> Tensor:
     """The matrix that multiplies inputs with a constant, [d_out, d_in + 1]; the weight alone without a bias."""
     return weight.detach() if bias is None else torch.cat([weight, bias[:, None]], dim=1).detach()
-
-
-@torch.no_grad()
-def input_moments(
-    backbone: Backbone,
-    forward: Callable[[Any], Tensor],
-    layers: Mapping[str, nn.Module],
-    samples: Samples,
-    batch_size: int = 256,
-) -> dict[str, Tensor]:
-    """Second moments of the inputs of layers with a constant appended, float64 [d_in + 1, d_in + 1] each.
-
-    In evaluation mode, the same in every process. A sample with many tokens is represented by a few of them, see
-    `tangentcl.forecast.layer_moments`; padding is left out.
-    """
-    sketches = {name: SecondMoment(_inputs(layer) + 1) for name, layer in layers.items()}
-    start, stop = own_stretch(len(samples))
-    own = samples.subset(samples.short_first()[start:stop])
-    with evaluating(backbone), sketched_inputs(layers, sketches) as mask:
-        for x, _ in own.batches(batch_size):
-            mask[:] = [x["attention_mask"]] if isinstance(x, dict) and "attention_mask" in x else []
-            forward(to_device(x, backbone.device))
-    return {name: summed(sketch.matrix()) for name, sketch in sketches.items()}
-
-
-def _inputs(layer: nn.Module) -> int:
-    base: Any = getattr(layer, "base_layer", layer)  # what peft wraps
-    return int(base.weight.shape[1])
