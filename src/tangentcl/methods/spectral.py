@@ -33,7 +33,9 @@ class Spectral(OnFinetune):
         form: of the penalty below the head, ``"layers"`` or ``"jacobian"``; with ``tune="head"`` there is nothing
             below and both are the same.
         body: factor on everything but the head.
-        weights: of layers below the head, ``"gradients"`` or ``"equal"``, see `tangentcl.protect.layer_penalty`.
+        weights: of layers below the head, ``"gradients"`` or ``"equal"``, see `tangentcl.protect.layer_penalty`. The
+            regulariser's own default is the first, which makes it an energy of outputs; on three domains of CLINC150
+            it kept no more than equal weights, which need no backward pass at a task's end.
         new_bias: of new rows of the head after the first task. Low, new classes intrude on old samples less.
 
     The other arguments are those of `Finetune`.
